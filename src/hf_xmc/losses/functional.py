@@ -2,7 +2,7 @@
 
 Shapes used throughout: B queries, C candidate labels.
 
-    scores     (B, C) floating, already multiplied by the scale (= 1/temperature). Half precision is widened to float32.
+    scores     (B, C) floating, already multiplied by the scale (= 1/temperature). Half precision becomes float32.
     relevance  (B, C) bool, or soft targets y in [0, 1]. Every entry above 0 is a positive of its row.
     excluded   (B, C) bool or None: neither positive nor negative, whatever `relevance` says. Filter pairs go here, and
                so do known positives that a step did not sample.
