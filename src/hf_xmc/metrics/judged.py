@@ -26,6 +26,14 @@ Ratio = tuple[FloatArray, FloatArray]
 
 
 @dataclass(frozen=True)
+class Gains:
+    """What a hit is worth in the propensity-scored metrics."""
+
+    of_label: FloatArray  # (L,) inverse propensities
+    best: FloatArray  # (truth.nnz,) those of the positives, largest first in each row
+
+
+@dataclass(frozen=True)
 class Judged:
     """Predictions with their hits, cut to the largest cut-off."""
 
@@ -33,8 +41,7 @@ class Judged:
     hits: BoolArray  # (N, K)
     truth: sp.csr_array  # (N, L) bool, canonical
     cutoffs: IntArray  # (num_cutoffs,), ascending
-    inverse_propensities: FloatArray | None  # (L,)
-    best_gains: FloatArray | None  # (truth.nnz,) inverse propensities of the positives, largest first in each row
+    gains: Gains | None  # None without inverse propensities
 
 
 def judge(
@@ -47,7 +54,9 @@ def judge(
     """Check the arguments of `xmc_metrics` and find the hits."""
     cutoffs = as_cutoffs(k)
     ids = as_ids(ids)[:, : cutoffs[-1]]
-    weights = None if inverse_propensities is None else np.asarray(inverse_propensities, dtype=np.float64)
+    gains, weights = None, None
+    if inverse_propensities is not None:
+        weights = np.asarray(inverse_propensities, dtype=np.float64)
     if not sp.issparse(truth) and num_labels is None:
         known = as_truth(truth).shape[1]
         num_labels = max(known, int(ids.max(initial=-1)) + 1) if weights is None else len(weights)
@@ -61,14 +70,8 @@ def judge(
             )
         if not (np.isfinite(weights).all() and (weights > 0).all()):
             raise ValueError("inverse_propensities hold NaN, infinite, zero or negative values; expected all above 0")
-    return Judged(
-        ids,
-        _find_hits(ids, matrix),
-        matrix,
-        cutoffs,
-        weights,
-        None if weights is None else _best_gains(matrix, weights),
-    )
+        gains = Gains(weights, _best_gains(matrix, weights))
+    return Judged(ids, _find_hits(ids, matrix), matrix, cutoffs, gains)
 
 
 def ranking_totals(judged: Judged, *, skip_empty: bool = False) -> dict[str, Ratio]:
@@ -127,7 +130,7 @@ def label_metrics(judged: Judged, *, skip_absent: bool = False) -> dict[str, Flo
 
 
 def _best_gains(truth: sp.csr_array, weights: FloatArray) -> FloatArray:
-    """`weights` (L,) of the positives of `truth`, largest first in each row: (truth.nnz,). Sorts integers, not pairs."""
+    """`weights` (L,) of the positives of `truth`, largest first in each row: (truth.nnz,)."""
     order = np.argsort(-weights)
     place = np.empty_like(order)
     place[order] = np.arange(len(order))
@@ -164,7 +167,7 @@ def _ratios(judged: Judged, rows: slice, group: IntArray, sizes: IntArray, skip_
         group: (num_rows,) in 0 .. G-1; rows of one group have equally many positives.
         sizes: (G,) that number.
     """
-    cutoffs, weights = judged.cutoffs, judged.inverse_propensities
+    cutoffs, gains = judged.cutoffs, judged.gains
     discount = 1 / np.log2(np.arange(cutoffs[-1]) + 2)  # (K,)
     first_cutoff = np.searchsorted(cutoffs, np.arange(cutoffs[-1]), side="right")  # (K,) the first to include a rank
 
@@ -183,13 +186,13 @@ def _ratios(judged: Judged, rows: slice, group: IntArray, sizes: IntArray, skip_
         "ndcg": (add_up(row, rank, discount[rank]) / ideal, num_rows),
         "recall": (num_hits / np.maximum(sizes, 1)[:, None], num_counted),
     }
-    if weights is not None:
-        gain = weights[judged.ids[rows][row, rank]]
+    if gains is not None:
+        gain = gains.of_label[judged.ids[rows][row, rank]]
         starts = judged.truth.indptr[rows.start : rows.stop + 1]
         true_row, _ = _truth_entries(judged.truth, rows)
         best_rank = np.arange(starts[0], starts[-1]) - starts[true_row]
         kept = best_rank < cutoffs[-1]
-        true_row, best_rank, best = true_row[kept], best_rank[kept], judged.best_gains[starts[0] : starts[-1]][kept]
+        true_row, best_rank, best = true_row[kept], best_rank[kept], gains.best[starts[0] : starts[-1]][kept]
         ratios["psp"] = (add_up(row, rank, gain), add_up(true_row, best_rank, best))
         ratios["psndcg"] = (
             add_up(row, rank, gain * discount[rank]) / ideal,
