@@ -1,0 +1,9 @@
+"""From raw files, or a table of your own, to an XMCDataset."""
+
+from __future__ import annotations
+
+from hf_xmc.data.catalog import BENCHMARKS, Benchmark, Propensity, find_benchmark
+from hf_xmc.data.dataset import XMCDataset
+from hf_xmc.data.lf import load_lf, stream_lf
+
+__all__ = ["BENCHMARKS", "Benchmark", "Propensity", "XMCDataset", "find_benchmark", "load_lf", "stream_lf"]

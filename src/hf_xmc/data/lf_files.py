@@ -1,0 +1,177 @@
+"""Where the raw files of a data set lie: in a folder, in an archive or on the Hub, under any of the names in use."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+import shutil
+import tarfile
+import tempfile
+import zipfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+
+import datasets
+from huggingface_hub import snapshot_download
+
+from hf_xmc.data.catalog import Benchmark
+
+ARCHIVE_SUFFIXES = (".zip", ".tar.gz", ".tgz", ".tar")
+
+# What each role may be called; the first name is the one an error asks for.
+_JSON_NAMES = {
+    "train": ("trn.json.gz", "trn.json"),
+    "test": ("tst.json.gz", "tst.json"),
+    "labels": ("lbl.json.gz", "lbl.json"),
+}
+_TEXT_NAMES = {
+    "train": ("trn_X.txt", "X.trn.txt"),
+    "test": ("tst_X.txt", "X.tst.txt"),
+    "labels": ("Y.txt", "output-items.txt"),
+    "train truth": ("trn_X_Y.txt", "Y.trn.npz"),
+    "test truth": ("tst_X_Y.txt", "Y.tst.npz"),
+}
+_FILTER_NAMES = {
+    "train": ("filter_labels_train.txt", "trn_filter_labels.txt"),
+    "test": ("filter_labels_test.txt", "tst_filter_labels.txt"),
+}
+_ALL_NAMES = {
+    name + suffix
+    for names in (_JSON_NAMES, _TEXT_NAMES, _FILTER_NAMES)
+    for options in names.values()
+    for name in options
+    for suffix in ("", ".gz")
+}
+
+
+@dataclass(frozen=True)
+class LFFiles:
+    """The files of one data set: each split and the labels as (file,) or (text file, truth file); filter files or None."""
+
+    train: tuple[Path, ...]
+    test: tuple[Path, ...]
+    labels: tuple[Path, ...]
+    filters: dict[str, Path | None]
+
+
+def find_files(folder: Path, benchmark: Benchmark | None = None) -> LFFiles:
+    """The raw files in `folder`, its `raw` folder or its only sub-folder.
+
+    Raises a ValueError that lists what is missing, and says where the set is published if `benchmark` is given.
+    """
+    found = {}
+    for names in (_JSON_NAMES, _TEXT_NAMES):
+        found = {role: _first_existing(folder, options) for role, options in names.items()}
+        if None not in found.values():
+            break
+    else:
+        options = (_JSON_NAMES, _TEXT_NAMES)
+        names = max(
+            options, key=lambda names: sum(_first_existing(folder, option) is not None for option in names.values())
+        )
+        missing = [option[0] for option in names.values() if _first_existing(folder, option) is None]
+        raise _missing(folder, missing, benchmark)
+    filters = {split: _first_existing(folder, options) for split, options in _FILTER_NAMES.items()}
+    if benchmark and benchmark.has_filters and None in filters.values():
+        raise _missing(folder, [_FILTER_NAMES[split][0] for split, path in filters.items() if path is None], benchmark)
+    return LFFiles(
+        train=tuple(found[role] for role in ("train", "train truth") if role in found),
+        test=tuple(found[role] for role in ("test", "test truth") if role in found),
+        labels=(found["labels"],),
+        filters=filters,
+    )
+
+
+def _first_existing(folder: Path, names: tuple[str, ...]) -> Path | None:
+    return next((path for name in names for path in _places(folder, name) if path.is_file()), None)
+
+
+def _places(folder: Path, name: str) -> Iterator[Path]:
+    for parent in (folder, folder / "raw"):
+        yield parent / name
+        yield parent / f"{name}.gz"
+
+
+def _missing(folder: Path, names: list[str], benchmark: Benchmark | None) -> ValueError:
+    told = f"{folder} lacks {', '.join(names)}"
+    if benchmark:
+        files = ", ".join(benchmark.files)
+        return ValueError(f"{told}. {benchmark.published_as} is published at {benchmark.url}: {files}")
+    return ValueError(
+        f"{told}. A data set is {', '.join(names[0] for names in _JSON_NAMES.values())}, or "
+        f"{', '.join(names[0] for names in _TEXT_NAMES.values())}; filter files are optional"
+    )
+
+
+def locate(source: str | Path, cache_dir: str | Path | None = None, benchmark: Benchmark | None = None) -> Path:
+    """The folder with the raw files of a folder, an archive (unpacked into the cache once) or a Hub data set id."""
+    path = Path(source).expanduser()
+    if path.is_dir():
+        return _inner_folder(path)
+    if path.is_file() and path.name.endswith(ARCHIVE_SUFFIXES):
+        return _inner_folder(_unpack(path, Path(cache_dir or datasets.config.HF_DATASETS_CACHE) / "hf_xmc_unpacked"))
+    if path.exists():
+        raise ValueError(f"{path} is neither a folder nor an archive ({', '.join(ARCHIVE_SUFFIXES)})")
+    if not is_hub_id(source):
+        published = f". {benchmark.published_as} is published at {benchmark.url}" if benchmark else ""
+        raise ValueError(
+            f"{source} does not exist; expected a folder, an archive or a Hub id like 'user/name'{published}"
+        )
+    patterns = [f"{prefix}{name}" for name in sorted(_ALL_NAMES) for prefix in ("", "*/")]
+    return _inner_folder(Path(snapshot_download(str(source), repo_type="dataset", allow_patterns=patterns)))
+
+
+def is_hub_id(source: str | Path) -> bool:
+    """Whether `source` can only be the id of a Hub repo: nothing on this disk, and of the form user/name."""
+    return (
+        isinstance(source, str) and not Path(source).exists() and bool(re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", source))
+    )
+
+
+def _inner_folder(folder: Path) -> Path:
+    """The folder itself, or its only sub-folder where it holds no file that this module knows."""
+    children = [child for child in folder.iterdir() if not child.name.startswith((".", "__"))]
+    only_folder = len(children) == 1 and children[0].is_dir() and children[0].name != "raw"
+    return children[0] if only_folder else folder
+
+
+def _unpack(archive: Path, cache: Path) -> Path:
+    """Unpacks the files known here, again only if the archive changed; a damaged archive leaves nothing behind."""
+    stat = archive.stat()
+    key = hashlib.sha256(f"{archive.resolve()} {stat.st_size} {stat.st_mtime_ns}".encode()).hexdigest()[:16]
+    target = cache / key
+    if target.is_dir():
+        return target
+    cache.mkdir(parents=True, exist_ok=True)
+    half_made = Path(tempfile.mkdtemp(dir=cache))
+    try:
+        for name, file in _members(archive):
+            place = half_made.joinpath(*(part for part in PurePosixPath(name).parts if part not in ("/", "..")))
+            place.parent.mkdir(parents=True, exist_ok=True)
+            with place.open("wb") as copy:
+                shutil.copyfileobj(file, copy)
+        try:
+            half_made.rename(target)
+        except OSError:
+            if not target.is_dir():  # unless another process was faster
+                raise
+    except (zipfile.BadZipFile, tarfile.TarError, EOFError, OSError) as error:
+        raise ValueError(f"{archive} is damaged or cannot be unpacked: {error}") from error
+    finally:
+        shutil.rmtree(half_made, ignore_errors=True)
+    return target
+
+
+def _members(archive: Path) -> Iterator[tuple[str, object]]:
+    if archive.suffix == ".zip":
+        with zipfile.ZipFile(archive) as packed:
+            for member in packed.infolist():
+                if PurePosixPath(member.filename).name in _ALL_NAMES:
+                    with packed.open(member) as file:
+                        yield member.filename, file
+    else:
+        with tarfile.open(archive) as packed:
+            for member in packed:
+                if member.isfile() and PurePosixPath(member.name).name in _ALL_NAMES:
+                    yield member.name, packed.extractfile(member)

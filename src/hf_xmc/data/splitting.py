@@ -1,0 +1,131 @@
+"""Which rows leave the training split, and which pairs of item and label are one thing; arrays in, arrays out."""
+
+from __future__ import annotations
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import scipy.sparse as sp
+
+_VOLUME_WORDS = (
+    "volumes?|vols?|parts?|pts?|numbers?|nos?|nr|issues?|books?|bks?|chapters?|chaps?|series|sections?|editions?|edn?|editor"
+    "|years?|pages?|pp|st|nd|rd|th|first|second|third|fourth|fifth|sixth|seventh|eighth|ninth|tenth"
+    "|one|two|three|four|five|six|seven|eight|nine|ten|eleven|twelve"
+)
+_MONTH_WORDS = (
+    "january|february|march|april|may|june|july|august|september|october|november|december"
+    "|jan|feb|mar|apr|jun|jul|aug|sept?|oct|nov|dec"
+)
+_ROMAN_NUMBERS = "x{1,3}(?:ix|iv|v?i{0,3})|ix|iv|vi{0,3}|i{1,3}"
+_NOT_LETTERS = r"[^\p{L}\p{M}]+"
+_SERIES_WORDS = rf"\b(?:{_VOLUME_WORDS}|{_MONTH_WORDS}|{_ROMAN_NUMBERS})\b"
+
+
+def title_keys(texts: pa.Array) -> pa.Array:
+    """The part of each text that all volumes of one work share.
+
+    Lower case; punctuation, numbers (Roman ones too), volume words and month words are taken out. A text that holds
+    nothing else keeps its lower-case self as the key, so that "1984" and "2001" stay apart.
+
+    Args:
+        texts: (N,) strings.
+
+    Returns:
+        (N,) strings.
+    """
+    lower = pc.utf8_lower(texts)
+    words = pc.replace_substring_regex(lower, _NOT_LETTERS, " ")
+    rest = _single_spaced(pc.replace_substring_regex(words, _SERIES_WORDS, " "))
+    return pc.if_else(pc.equal(rest, ""), lower, rest)
+
+
+def normalised_texts(texts: pa.Array) -> pa.Array:
+    """(N,) strings in lower case whose runs of anything but letters and digits are one space."""
+    return _single_spaced(pc.replace_substring_regex(pc.utf8_lower(texts), r"[^\p{L}\p{M}\p{N}]+", " "))
+
+
+def _single_spaced(texts: pa.Array) -> pa.Array:
+    return pc.utf8_trim_whitespace(pc.replace_substring_regex(texts, " +", " "))
+
+
+def held_out_rows(keys: pa.Array, fraction: float, seed: int) -> np.ndarray:
+    """A random set of whole groups that holds about `fraction` of the rows.
+
+    Groups larger than the whole held-out part never enter it; the others are taken in random order as long as they
+    fit.
+
+    Args:
+        keys: (N,) group of each row, any hashable Arrow type.
+        fraction: share of the rows, in (0, 1).
+        seed: of numpy's default generator; the same keys, fraction and seed give the same rows.
+
+    Returns:
+        (N,) bool, True where held out. Raises a ValueError if either side would be empty.
+    """
+    if not 0 < fraction < 1:
+        raise ValueError(f"fraction is {fraction}; expected a share of the rows between 0 and 1, say 0.1")
+    groups = keys.dictionary_encode().indices.to_numpy(zero_copy_only=False)  # (N,)
+    sizes = np.bincount(groups)
+    target = round(fraction * len(groups))
+    order = np.random.default_rng(seed).permutation(len(sizes))
+    order = order[sizes[order] <= target]
+    taken = order[np.cumsum(sizes[order]) <= target]
+    held_out = np.isin(groups, taken)
+    if not held_out.any() or held_out.all():
+        raise ValueError(
+            f"A held-out part of {fraction} of {len(groups)} rows in {len(sizes)} groups leaves one side empty; "
+            "choose another fraction, or by='row'"
+        )
+    return held_out
+
+
+def equal_pairs(left: pa.Array, right: pa.Array) -> np.ndarray:
+    """All (i, j) with left[i] == right[j], sorted; nulls and empty strings equal nothing.
+
+    Args:
+        left, right: (N,) and (L,) strings; values may repeat on both sides.
+
+    Returns:
+        int64 (n, 2).
+    """
+    codes = pa.chunked_array([left, right], type=pa.string()).combine_chunks().dictionary_encode()
+    empty = pc.index_in("", codes.dictionary).as_py()
+    codes = pc.fill_null(codes.indices, -1).to_numpy(zero_copy_only=False).astype(np.int64)
+    codes[codes == (-1 if empty is None else empty)] = -1
+    left_codes, right_codes = codes[: len(left)], codes[len(left) :]
+    order = np.argsort(right_codes, kind="stable")
+    start = np.searchsorted(right_codes[order], left_codes, "left")
+    stop = np.where(left_codes < 0, start, np.searchsorted(right_codes[order], left_codes, "right"))
+    counts = stop - start
+    rows = np.repeat(np.arange(len(left)), counts)
+    within = np.arange(len(rows)) - np.repeat(np.cumsum(counts) - counts, counts)
+    return np.stack([rows, order[np.repeat(start, counts) + within]], axis=1).astype(np.int64)
+
+
+def reversed_pairs(test_identity: np.ndarray, train_identity: np.ndarray, train_truth: sp.csr_matrix) -> np.ndarray:
+    """Pairs of the test split that a look-up in train would answer.
+
+    Test item t is also label m, train item i is also label l, and i carries m: then (t, l) is such a pair.
+
+    Args:
+        test_identity, train_identity: int64 (n, 2) rows of (row, label id) that are one thing.
+        train_truth: (N, L).
+
+    Returns:
+        int64 (n, 2) rows of (test row, label id), sorted, no pair twice.
+    """
+    num_labels = train_truth.shape[1]
+    num_test = int(test_identity[:, 0].max(initial=-1)) + 1
+    test = _incidence(test_identity, (num_test, num_labels))
+    train = _incidence(train_identity, train_truth.shape)
+    pairs = ((test @ (train_truth != 0).T.tocsr()) @ train).tocoo()
+    return unique_pairs(np.stack([pairs.row, pairs.col], axis=1))
+
+
+def unique_pairs(*pairs: np.ndarray) -> np.ndarray:
+    """All given (n, 2) pairs as one int64 (n, 2) array, sorted, no pair twice."""
+    return np.unique(np.concatenate(pairs).astype(np.int64), axis=0).reshape(-1, 2)
+
+
+def _incidence(pairs: np.ndarray, shape: tuple[int, int]) -> sp.csr_matrix:
+    return sp.csr_matrix((np.ones(len(pairs), bool), (pairs[:, 0], pairs[:, 1])), shape=shape)
