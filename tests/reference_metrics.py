@@ -1,5 +1,5 @@
 """
-Slow loops that are the truth for hf_xmc.metrics: one row, one rank, one label at a time, straight from the definitions.
+Slow loops, the truth for hf_xmc.metrics: one row, one rank, one label at a time, straight from the definitions.
 
 The tests compare every fast path with these, and benchmarks/metrics.py uses them as its baseline.
 """
@@ -27,9 +27,7 @@ def discount(place: int) -> float:
     return 1 / math.log2(place + 1)
 
 
-def row_ratios(
-    ranking: Sequence[int], truth: set[int], k: int, q: Sequence[float]
-) -> dict[str, tuple[float, float]]:
+def row_ratios(ranking: Sequence[int], truth: set[int], k: int, q: Sequence[float]) -> dict[str, tuple[float, float]]:
     """Numerator and denominator of one row for each metric that is a ratio of sums over rows; -1 is a pad."""
     ideal = sum(discount(place) for place in range(1, min(k, len(truth)) + 1)) if truth else 1.0
     hits, dcg, gain, weighted_dcg = 0, 0.0, 0.0, 0.0

@@ -22,11 +22,26 @@ from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
-import scipy.sparse as sp
-from numpy.typing import NDArray
 
-from hf_xmc.metrics.inputs import FloatArray, IntArray, Truth, as_cutoffs, as_ids, as_pairs, as_truth, chunks, contains
-from hf_xmc.metrics.judged import Judged, Ratio, judge, label_metrics, ranking_ratios, ranking_totals
+from hf_xmc.metrics.inputs import FloatArray, IntArray, Truth, as_truth
+from hf_xmc.metrics.judged import Ratio, judge, label_metrics, ranking_ratios, ranking_totals
+from hf_xmc.metrics.ranking import drop_pairs, filter_truth, top_k
+
+__all__ = [
+    "drop_pairs",
+    "filter_truth",
+    "inverse_propensities",
+    "label_counts",
+    "row_metrics",
+    "top_k",
+    "xmc_metrics",
+]
+
+
+def label_counts(truth: Truth, *, num_labels: int | None = None) -> IntArray:
+    """How many rows of `truth` (N, L), or N lists of label ids, carry each label: (L,) int64."""
+    matrix = as_truth(truth, num_labels)
+    return np.bincount(matrix.indices, minlength=matrix.shape[1])
 
 
 def inverse_propensities(train_truth: Truth, a: float, b: float, *, num_labels: int | None = None) -> FloatArray:
@@ -46,91 +61,8 @@ def inverse_propensities(train_truth: Truth, a: float, b: float, *, num_labels: 
     if not (np.isfinite(a) and np.isfinite(b) and a > 0 and b > 0):
         raise ValueError(f"a, b are {a}, {b}; expected two finite numbers above 0, such as 0.55, 1.5")
     truth = as_truth(train_truth, num_labels)
-    counts = np.bincount(truth.indices, minlength=truth.shape[1])  # (L,)
+    counts = label_counts(truth)  # (L,)
     return 1 + (np.log(truth.shape[0]) - 1) * (b + 1) ** a * (counts + b) ** -a
-
-
-def top_k(scores: sp.csr_array | sp.csr_matrix, k: int, drop: Any = None) -> IntArray:
-    """
-    The `k` best labels of each row: by score descending, then label id ascending.
-
-    Stored entries are the predictions, also those that are 0 or negative; an entry that is not stored is none.
-
-    Args:
-        scores: scipy sparse (N, L), higher is better. Duplicate entries are summed, as scipy does.
-        k: how many to keep, at least 1.
-        drop: (n, 2) of (row, label id), removed before ranking, or None.
-
-    Returns:
-        (N, k) int64, padded with -1.
-
-    Raises:
-        ValueError: k < 1, NaN scores, or pairs outside of the matrix.
-    """
-    width = int(as_cutoffs(k)[-1])
-    if not sp.issparse(scores):
-        raise ValueError(f"scores are a {type(scores).__name__}; expected a scipy sparse matrix (N, L)")
-    scores = sp.csr_array(scores)
-    if scores.dtype.kind not in "f":
-        scores = scores.astype(np.float64)
-    if np.isnan(scores.data).any():
-        row = np.searchsorted(scores.indptr, np.isnan(scores.data).argmax(), side="right") - 1
-        raise ValueError(f"scores have NaN in row {row}; expected numbers. Drop these entries or mend the model")
-    if not scores.has_canonical_format:
-        scores = scores.copy()
-        scores.sum_duplicates()
-    ids = np.full((scores.shape[0], width), -1, dtype=np.int64)
-    dropped = None if drop is None else _pair_keys(as_pairs(drop, scores.shape[0]), scores.shape[1])
-    for rows in chunks(scores.shape[0]):
-        entries = slice(scores.indptr[rows.start], scores.indptr[rows.stop])
-        row = np.repeat(np.arange(rows.start, rows.stop), np.diff(scores.indptr[rows.start : rows.stop + 1]))
-        label, value = scores.indices[entries].astype(np.int64), scores.data[entries]
-        if dropped is not None:
-            kept = ~contains(dropped, row * (scores.shape[1] + 1) + label)
-            row, label, value = row[kept], label[kept], value[kept]
-        order = np.lexsort((-value, row))  # stable: ties keep the ascending label ids of the CSR
-        row, label = row[order], label[order]
-        rank = np.arange(len(row)) - np.searchsorted(row, row)
-        ids[row[rank < width], rank[rank < width]] = label[rank < width]
-    return ids
-
-
-def drop_pairs(ids: Any, scores: Any, pairs: Any) -> tuple[IntArray, NDArray[Any]]:
-    """
-    Remove filter pairs from a ranking; what follows moves up, the end is padded with id -1 and score -inf.
-
-    Args:
-        ids: (N, K) integers, -1 is a pad.
-        scores: (N, K) floats.
-        pairs: (n, 2) of (row, label id); pairs that are not predicted change nothing.
-
-    Returns:
-        New arrays (N, K) int64 and (N, K) of the dtype of `scores`.
-    """
-    ids, scores = as_ids(ids).copy(), np.array(scores)
-    if ids.shape != scores.shape or scores.dtype.kind != "f":
-        raise ValueError(f"scores are {scores.dtype} {scores.shape}; expected floats {ids.shape}, one for each id")
-    pairs = as_pairs(pairs, len(ids))
-    if not len(pairs) or not ids.size:
-        return ids, scores
-    num_labels = max(ids.max(), pairs[:, 1].max()) + 1
-    rows = np.unique(pairs[:, 0])
-    dropped = contains(_pair_keys(pairs, num_labels), rows[:, None] * (num_labels + 1) + ids[rows])
-    order = np.argsort(dropped, axis=1, kind="stable")
-    gone = np.take_along_axis(dropped, order, axis=1)
-    ids[rows] = np.where(gone, -1, np.take_along_axis(ids[rows], order, axis=1))
-    scores[rows] = np.where(gone, -np.inf, np.take_along_axis(scores[rows], order, axis=1))
-    return ids, scores
-
-
-def filter_truth(truth: Truth, pairs: Any, *, num_labels: int | None = None) -> sp.csr_array:
-    """Truth (N, L) as bool CSR without the filter `pairs` (n, 2) of (row, label id). No metric does this by itself."""
-    matrix = as_truth(truth, num_labels).copy()
-    row = np.repeat(np.arange(matrix.shape[0]), np.diff(matrix.indptr))
-    keys = _pair_keys(as_pairs(pairs, matrix.shape[0]), matrix.shape[1])
-    matrix.data = ~contains(keys, row * (matrix.shape[1] + 1) + matrix.indices)
-    matrix.eliminate_zeros()
-    return matrix
 
 
 def xmc_metrics(
@@ -163,7 +95,7 @@ def xmc_metrics(
     Raises:
         ValueError: k < 1, rows that differ, ids out of range or twice in a row, NaN, a truth without any positive.
     """
-    judged = _judge(ids, truth, k, inverse_propensities, num_labels)
+    judged = judge(ids, truth, k, inverse_propensities, num_labels)
     values = {name: top / bottom for name, (top, bottom) in ranking_totals(judged, skip_empty=skip_empty).items()}
     values |= label_metrics(judged, skip_absent=skip_absent)
     return {
@@ -192,23 +124,10 @@ def row_metrics(
     Returns:
         `{"precision@1": (numerator (N,), denominator (N,)), ...}`, float64, without coverage and macro-F1.
     """
-    judged = _judge(ids, truth, k, inverse_propensities, num_labels)
+    judged = judge(ids, truth, k, inverse_propensities, num_labels)
     ratios = ranking_ratios(judged, skip_empty=skip_empty)
     return {
         f"{name}@{cutoff}": (top[:, column], bottom[:, column])
         for name, (top, bottom) in ratios.items()
         for column, cutoff in enumerate(judged.cutoffs)
     }
-
-
-def _judge(ids: Any, truth: Truth, k: int | Iterable[int], propensities: Any, num_labels: int | None) -> Judged:
-    """`judge`, for scores as well."""
-    if sp.issparse(ids):
-        ids = top_k(ids, int(as_cutoffs(k)[-1]))
-    return judge(ids, truth, k, propensities, num_labels)
-
-
-def _pair_keys(pairs: IntArray, num_labels: int) -> IntArray:
-    """Pairs (n, 2) -> sorted keys (n,), row * (num_labels + 1) + label; the spare column keeps a pad (-1) apart."""
-    inside = pairs[pairs[:, 1] < num_labels]
-    return np.sort(inside[:, 0] * (num_labels + 1) + inside[:, 1])

@@ -21,6 +21,7 @@ from hf_xmc.metrics.inputs import (
     chunks,
     contains,
 )
+from hf_xmc.metrics.ranking import top_k
 
 Ratio = tuple[FloatArray, FloatArray]
 
@@ -43,6 +44,10 @@ class Judged:
     cutoffs: IntArray  # (num_cutoffs,), ascending
     gains: Gains | None  # None without inverse propensities
 
+    def take(self, rows: IntArray) -> Judged:
+        """The test set of these rows (num_rows,), which may repeat; without gains."""
+        return Judged(self.ids[rows], self.hits[rows], self.truth[rows], self.cutoffs, None)
+
 
 def judge(
     ids: Any,
@@ -53,7 +58,7 @@ def judge(
 ) -> Judged:
     """Check the arguments of `xmc_metrics` and find the hits."""
     cutoffs = as_cutoffs(k)
-    ids = as_ids(ids)[:, : cutoffs[-1]]
+    ids = as_ids(top_k(ids, cutoffs[-1]) if sp.issparse(ids) else ids)[:, : cutoffs[-1]]
     gains, weights = None, None
     if inverse_propensities is not None:
         weights = np.asarray(inverse_propensities, dtype=np.float64)
@@ -108,7 +113,8 @@ def label_metrics(judged: Judged, *, skip_absent: bool = False) -> dict[str, Flo
     is_hit, is_present = np.zeros(num_labels, dtype=bool), np.zeros(num_labels, dtype=bool)
     is_hit[ids[hits]] = True
     is_present[judged.truth.indices] = True
-    hit_labels, num_present = np.flatnonzero(is_hit), int(is_present.sum())
+    hit_labels = np.flatnonzero(is_hit)
+    num_present = max(int(is_present.sum()), 1)  # a resampled test set can be without positives
     # Labels without a hit, and pads (-1 is the last index too), all count in one last place that is then cut off.
     place = np.full(num_labels + 1, len(hit_labels))
     place[hit_labels] = np.arange(len(hit_labels))
