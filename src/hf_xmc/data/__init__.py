@@ -4,6 +4,17 @@ from __future__ import annotations
 
 from hf_xmc.data.catalog import BENCHMARKS, Benchmark, Propensity, find_benchmark
 from hf_xmc.data.dataset import XMCDataset
-from hf_xmc.data.lf import load_lf, stream_lf
+from hf_xmc.data.lf import load_lf, save_lf, stream_lf
+from hf_xmc.data.report import DataReport
 
-__all__ = ["BENCHMARKS", "Benchmark", "Propensity", "XMCDataset", "find_benchmark", "load_lf", "stream_lf"]
+__all__ = [
+    "BENCHMARKS",
+    "Benchmark",
+    "DataReport",
+    "Propensity",
+    "XMCDataset",
+    "find_benchmark",
+    "load_lf",
+    "save_lf",
+    "stream_lf",
+]

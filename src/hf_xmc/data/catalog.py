@@ -97,7 +97,7 @@ _RECORDS = (
     Benchmark("eurlex-4k", "EURLex-4K", PECOS_URL, 15_449, 3_865, 3_956, USUAL, 512, files=PECOS_FILES),
     Benchmark("lf-gutenberg-science-tiny", "lf-gutenberg-science-tiny", GUTENBERG_URL, 4_191, 1_008, 4_036, USUAL, 32),
     Benchmark("lf-gutenberg-titles", "lf-gutenberg-titles", GUTENBERG_URL, 46_443, 13_107, 30_458, USUAL, 32),
-    Benchmark("lf-wordnet-titles", "lf-wordnet-titles", WORDNET_URL, 81_169, 23_598, 81_078, USUAL, 64, *[FULL_TEXT] * 2),
+    Benchmark(*["lf-wordnet-titles"] * 2, WORDNET_URL, 81_169, 23_598, 81_078, USUAL, 64, *[FULL_TEXT] * 2),
     Benchmark("lf-finna-titles", "lf-finna-titles", FINNA_URL, 474_274, 117_636, 24_928, USUAL, 32),
 )
 # fmt: on

@@ -2,16 +2,23 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
+from pathlib import Path
+from typing import Any
 
 import datasets
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import scipy.sparse as sp
+from huggingface_hub import CommitOperationAdd, DatasetCard, HfApi, hf_hub_download
+from huggingface_hub.errors import EntryNotFoundError
 
 from hf_xmc.data.catalog import Propensity
+from hf_xmc.data.columns import column_of, list_lengths, row_mapping
+from hf_xmc.data.report import DataReport, measure
 from hf_xmc.data.splitting import (
     equal_pairs,
     held_out_rows,
@@ -20,6 +27,15 @@ from hf_xmc.data.splitting import (
     title_keys,
     unique_pairs,
 )
+from hf_xmc.data.storage import (
+    CARD_TEXT,
+    SIDE_FILE,
+    SIDE_FILES,
+    described_card,
+    read_side_files,
+    side_files,
+)
+from hf_xmc.data.tables import check_known, collect_labels, given_labels, label_lists, split_table, texts_of
 
 NO_PAIRS = np.zeros((0, 2), dtype=np.int64)
 SPLITS = ("train", "test")
@@ -88,8 +104,8 @@ class XMCDataset:
         """
         ids = column_of(self[split], "label_ids")
         indices = ids.flatten().to_numpy(zero_copy_only=False).astype(np.int32)  # (nnz,)
-        lengths = pc.fill_null(pc.list_value_length(ids), 0).to_numpy(zero_copy_only=False)
-        indptr = np.concatenate([[0], np.cumsum(lengths, dtype=np.int64)])  # (N + 1,)
+        lengths = list_lengths(ids)  # (N,)
+        indptr = np.concatenate([[0], np.cumsum(lengths)])  # (N + 1,)
         if len(indices) and not 0 <= indices.min() <= indices.max() < self.num_labels:
             place = int(np.flatnonzero((indices < 0) | (indices >= self.num_labels))[0])
             row = int(np.searchsorted(indptr, place, "right")) - 1
@@ -123,7 +139,7 @@ class XMCDataset:
 
     def training_rows(self) -> datasets.Dataset:
         """Train with a column `row` (int64, 0 .. N-1): the place to look up filter pairs and mined negatives by."""
-        rows = _row_mapping(self.train)
+        rows = row_mapping(self.train)
         if rows is None or len(np.unique(rows)) < len(rows):
             return self.train.add_column("row", np.arange(len(self.train)))
         # `add_column` would first copy all mapped rows, at 50,000 a second; a column beneath the mapping costs
@@ -199,20 +215,166 @@ class XMCDataset:
             rows, labels = normalised_texts(rows), normalised_texts(labels)
         return equal_pairs(rows, labels)
 
+    def report(self) -> DataReport:
+        """Counts, tails, duplicates, leaks and empty rows; prints as a table, saves as JSON and as a PNG."""
+        return measure(
+            name=self.name,
+            propensity=self.propensity,
+            texts={split: column_of(self[split], "text") for split in SPLITS},
+            label_texts=self.label_texts,
+            truth={split: self.to_csr(split) for split in SPLITS},
+            filters=self.filters,
+        )
 
-def column_of(dataset: datasets.Dataset, name: str) -> pa.Array:
-    """A whole column as one Arrow array, in the order of the rows after any select, filter or shuffle."""
-    column, rows = dataset.data.column(name).combine_chunks(), _row_mapping(dataset)
-    return column if rows is None else column.take(pa.array(rows))
+    @classmethod
+    def from_dataset(
+        cls,
+        dataset: Any,
+        *,
+        text: str | Sequence[str],
+        labels: str,
+        test: Any = None,
+        label_texts: Any = None,
+        unseen: str = "keep",
+        separator: str | None = None,
+        uid: str | None = None,
+        name: str = "dataset",
+    ) -> XMCDataset:
+        """Makes a data set of a table of your own.
 
+        Args:
+            dataset: a `datasets.Dataset`, a pandas frame, the path of a CSV, TSV, JSON lines or Parquet file; or a
+                mapping (`DatasetDict`) of "train" and perhaps "test" to those.
+            text: the column of the query text, or several to be joined by a space.
+            labels: the column of a row's label or list of labels. A label is a string, a whole number, or a dict with
+                its own "text" and perhaps a "uid" to be known by.
+            test: the test table; none leaves the test split empty, to be filled by `hold_out`.
+            label_texts: all label texts in the order of their ids, as a list or as a table with `text` and perhaps
+                `uid`. Labels that are whole numbers are then row numbers, strings are texts (or uids). Without it the
+                labels of train, in ascending order, have the first ids, whatever the order of the rows; a number is
+                then known by itself and its text is its digits.
+            unseen: "keep" makes labels that stand in test alone zero-shot labels with the last ids; "drop" takes them
+                out of the truth of test.
+            separator: splits a cell that is a string, as in CSV, into several labels.
+            uid: the column of the rows' own ids; `make_filters` compares them with the uids of the labels.
+            name: of the data set.
 
-def _row_mapping(dataset: datasets.Dataset) -> np.ndarray | None:
-    """int64 (N,): the place in `dataset.data` of each row, or None where rows lie as they are.
+        Returns:
+            An XMCDataset without filter pairs (see `make_filters`), in the order of the rows.
+        """
+        if unseen not in ("keep", "drop"):
+            raise ValueError(f"unseen is {unseen!r}; expected 'keep' or 'drop'")
+        tables = dict(zip(SPLITS, split_table(dataset, test), strict=True))
+        lists = {split: label_lists(table, labels, separator, split) for split, table in tables.items()}
+        if label_texts is None:
+            table = collect_labels(lists["train"], lists["test"], keep_unseen=unseen == "keep")
+        else:
+            table = given_labels(label_texts, lists["train"])
+        ids = {split: table.ids_of(lists[split]) for split in SPLITS}
+        if label_texts is not None:
+            for split in SPLITS:
+                check_known(ids[split], lists[split], table, split)
+            if unseen == "drop":
+                ids["test"] = pc.if_else(pc.is_in(ids["test"], value_set=ids["train"]), ids["test"], None)
+        points = {}
+        for split in SPLITS:
+            columns = {"text": texts_of(tables[split], text, split), "label_ids": lists[split].to_lists(ids[split])}
+            if uid is not None:
+                columns["uid"] = texts_of(tables[split], uid, split)
+            points[split] = datasets.Dataset(pa.table(columns))
+        label_columns = {"text": table.texts, "uid": table.keys.cast(pa.string())}
+        return cls(
+            **points,
+            labels=datasets.Dataset(pa.table(label_columns)),
+            filters={split: NO_PAIRS for split in SPLITS},
+            name=name,
+        )
 
-    `dataset.data` ignores select, filter and shuffle, and `flatten_indices`, the public way round it, is 40 times
-    slower than a take.
-    """
-    return None if dataset._indices is None else dataset._indices.column(0).to_numpy().astype(np.int64)
+    def save_to_disk(self, folder: str | Path) -> None:
+        """Writes Arrow tables, filter pairs and propensity constants into a folder."""
+        folder = Path(folder)
+        self._points().save_to_disk(folder / "default")
+        self.labels.save_to_disk(folder / "labels")
+        for file, content in side_files(self.name, self.propensity, self.filters).items():
+            (folder / file).write_bytes(content)
+
+    @classmethod
+    def load_from_disk(cls, folder: str | Path) -> XMCDataset:
+        """Maps what `save_to_disk` wrote into memory."""
+        folder = Path(folder)
+        if not (folder / SIDE_FILE).is_file():
+            raise ValueError(f"{folder} holds no {SIDE_FILE}; expected a folder that save_to_disk wrote")
+        sides = read_side_files({file: folder / file for file in SIDE_FILES})
+        points, labels = datasets.load_from_disk(folder / "default"), datasets.load_from_disk(folder / "labels")
+        return cls._of_points(points, labels, sides)
+
+    def push_to_hub(self, repo_id: str, *, private: bool | None = None, token: str | None = None) -> str:
+        """Uploads a data set repo: configs "default" and "labels" in Parquet, filter pairs, constants and a card.
+
+        Returns:
+            The URL of the last commit. The side files come last, so that a push that was cut off is not loaded.
+        """
+        self._points().push_to_hub(repo_id, config_name="default", private=private, token=token)
+        self.labels.push_to_hub(repo_id, config_name="labels", private=private, token=token)
+        text = CARD_TEXT.format(
+            name=self.name,
+            repo_id=repo_id,
+            num_labels=self.num_labels,
+            a=self.propensity.a,
+            b=self.propensity.b,
+            assumed=" (the usual constants, not fitted)" if self.propensity.assumed else "",
+            report=self.report(),
+        )
+        card = described_card(DatasetCard.load(repo_id, token=token), text)
+        files = side_files(self.name, self.propensity, self.filters) | {"README.md": str(card).encode()}
+        operations = [CommitOperationAdd(file, content) for file, content in files.items()]
+        return (
+            HfApi(token=token)
+            .create_commit(
+                repo_id,
+                operations,
+                repo_type="dataset",
+                commit_message="Add filter pairs, propensity constants and card",
+            )
+            .commit_url
+        )
+
+    @classmethod
+    def from_hub(
+        cls,
+        repo_id: str,
+        *,
+        revision: str | None = None,
+        token: str | None = None,
+        cache_dir: str | Path | None = None,
+    ) -> XMCDataset:
+        """Loads what `push_to_hub` uploaded, all of it from one commit."""
+        revision = HfApi(token=token).dataset_info(repo_id, revision=revision).sha
+        try:
+            paths = {
+                file: hf_hub_download(repo_id, file, repo_type="dataset", revision=revision, token=token)
+                for file in SIDE_FILES
+            }
+        except EntryNotFoundError as error:
+            raise ValueError(
+                f"{repo_id} lacks {SIDE_FILE} or filter pairs; push it with XMCDataset.push_to_hub"
+            ) from error
+        points, labels = (
+            datasets.load_dataset(
+                repo_id, config, revision=revision, token=token, cache_dir=cache_dir and str(cache_dir)
+            )
+            for config in ("default", "labels")
+        )
+        return cls._of_points(points, labels["train"], read_side_files(paths))
+
+    def _points(self) -> datasets.DatasetDict:
+        """The splits that have rows; an empty one cannot be stored."""
+        return datasets.DatasetDict({split: self[split] for split in SPLITS if len(self[split])})
+
+    @classmethod
+    def _of_points(cls, points: datasets.DatasetDict, labels: datasets.Dataset, sides: dict[str, Any]) -> XMCDataset:
+        train = points["train"]
+        return cls(train=train, test=points["test"] if "test" in points else train.select([]), labels=labels, **sides)
 
 
 def check_pairs(pairs: np.ndarray | None, num_rows: int, num_labels: int, where: str) -> None:

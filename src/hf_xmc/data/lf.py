@@ -8,7 +8,10 @@ time of change), with the fields, and with this module's version.
 
 from __future__ import annotations
 
+import gzip
+import json
 import os
+import tempfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,10 +22,11 @@ import pyarrow.compute as pc
 from datasets.builder import Key
 from datasets.data_files import DataFilesDict, DataFilesList
 from datasets.exceptions import DatasetGenerationError
+from huggingface_hub import file_exists
 
-from hf_xmc.data.catalog import Propensity, find_benchmark
-from hf_xmc.data.dataset import NO_PAIRS, XMCDataset
-from hf_xmc.data.lf_files import LFFiles, find_files, locate
+from hf_xmc.data.catalog import FILTER_FILES, JSON_FILES, Benchmark, Propensity, find_benchmark
+from hf_xmc.data.dataset import NO_PAIRS, SPLITS, XMCDataset
+from hf_xmc.data.lf_files import LFFiles, find_files, is_hub_id, locate
 from hf_xmc.data.lf_read import (
     bad_line,
     check_targets,
@@ -34,6 +38,7 @@ from hf_xmc.data.lf_read import (
     read_texts,
     read_truth,
 )
+from hf_xmc.data.storage import SIDE_FILE, pairs_as_text
 
 _STRING = datasets.Value("string")
 _IDS, _WEIGHTS = datasets.List(datasets.Value("int32")), datasets.List(datasets.Value("float32"))
@@ -160,7 +165,8 @@ def load_lf(
     """Loads a data set in either raw LF format.
 
     Args:
-        folder: a folder, an archive (.zip, .tar.gz), or the id of a Hub data set.
+        folder: a folder, an archive (.zip, .tar.gz), or the id of a Hub data set that holds raw files or that
+            `XMCDataset.push_to_hub` made (then its texts are as they were pushed).
         fields: raw fields that make a query text, joined by a space; a missing one reads as "". Text files have only
             a "title".
         label_fields: the same for the labels.
@@ -181,7 +187,25 @@ def load_lf(
     fields, label_fields = _checked_fields(fields, "fields"), _checked_fields(label_fields, "label_fields")
     name = name or _stem(folder)
     benchmark = find_benchmark(name)
-    files = find_files(locate(folder, cache_dir, benchmark), benchmark)
+    if is_hub_id(folder) and file_exists(folder, SIDE_FILE, repo_type="dataset"):
+        dataset = XMCDataset.from_hub(folder, cache_dir=cache_dir)
+    else:
+        files = find_files(locate(folder, cache_dir, benchmark), benchmark)
+        dataset = _read(files, fields, label_fields, cache_dir, name, benchmark)
+    if benchmark:
+        counts = {"num_train": len(dataset.train), "num_test": len(dataset.test), "num_labels": dataset.num_labels}
+        benchmark.check_counts(**counts)
+    return dataset
+
+
+def _read(
+    files: LFFiles,
+    fields: tuple[str, ...],
+    label_fields: tuple[str, ...],
+    cache_dir: str | Path | None,
+    name: str,
+    benchmark: Benchmark | None,
+) -> XMCDataset:
     labels = _build(_builder("labels", files, label_fields, cache_dir=cache_dir))["train"]
     points = _build(_builder("default", files, fields, num_labels=len(labels), cache_dir=cache_dir))
     if all(_all_ones(split) for split in points.values()):
@@ -190,8 +214,6 @@ def load_lf(
         split: read_filter_pairs(path, len(points[split]), len(labels)) if path else NO_PAIRS
         for split, path in files.filters.items()
     }
-    if benchmark:
-        benchmark.check_counts(num_train=len(points["train"]), num_test=len(points["test"]), num_labels=len(labels))
     return XMCDataset(
         train=points["train"],
         test=points["test"],
@@ -204,13 +226,43 @@ def load_lf(
 
 def stream_lf(folder: str | Path, split: str, *, fields: Sequence[str] = ("title",)) -> datasets.IterableDataset:
     """The rows of one split as they are read, with `label_weights` and without a cache; see `load_lf`."""
-    if split not in ("train", "test"):
+    if split not in SPLITS:
         raise ValueError(f"There is no split {split!r}; expected 'train' or 'test'")
     files = find_files(locate(folder))
     num_labels = num_lines(files.labels[0])
     return _builder("default", files, _checked_fields(fields, "fields"), num_labels=num_labels).as_streaming_dataset(
         split
     )
+
+
+def save_lf(dataset: XMCDataset, folder: str | Path) -> None:
+    """Writes the raw JSON format, which `load_lf` reads back to equal rows, ids, weights and filter pairs.
+
+    The files appear in `folder` when all of them are complete; `text` is written as `title`, and what follows the
+    title as `content` where the data set keeps titles apart.
+    """
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=folder) as half_made:
+        for file, table in zip(JSON_FILES, (dataset.train, dataset.test, dataset.labels), strict=True):
+            with gzip.open(Path(half_made, file), "wt", encoding="utf-8", compresslevel=6) as lines:
+                lines.writelines(json.dumps(record, ensure_ascii=False) + "\n" for record in _records(table))
+        for file, split in zip(FILTER_FILES, SPLITS, strict=True):
+            Path(half_made, file).write_bytes(pairs_as_text(dataset.filters[split]))
+        for file in (*JSON_FILES, *FILTER_FILES):
+            Path(half_made, file).replace(folder / file)
+
+
+def _records(table: datasets.Dataset) -> Iterator[dict[str, object]]:
+    for row in table:
+        record = {"uid": row["uid"]} if "uid" in row else {}
+        record["title"] = row["text"]
+        if title := row.get("title"):
+            record |= {"title": title, "content": row["text"].removeprefix(title).removeprefix(" ")}
+        if "label_ids" in row:
+            record["target_ind"] = row["label_ids"]
+            record["target_rel"] = row.get("label_weights") or [1.0] * len(row["label_ids"])
+        yield record
 
 
 def _checked_fields(fields: Sequence[str], name: str) -> tuple[str, ...]:

@@ -47,7 +47,7 @@ _ALL_NAMES = {
 
 @dataclass(frozen=True)
 class LFFiles:
-    """The files of one data set: each split and the labels as (file,) or (text file, truth file); filter files or None."""
+    """The files of one data set: each split and the labels as (file,) or (texts, truth); filter files or None."""
 
     train: tuple[Path, ...]
     test: tuple[Path, ...]

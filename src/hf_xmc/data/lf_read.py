@@ -22,6 +22,8 @@ import pyarrow.csv
 import pyarrow.json
 import scipy.sparse as sp
 
+from hf_xmc.data.columns import join_texts
+
 BLOCK_BYTES = 1 << 24
 NO_PAIRS = np.zeros((0, 2), np.int64)
 _UTF8_MARK, _UTF16_MARKS = b"\xef\xbb\xbf", (b"\xff\xfe", b"\xfe\xff")
@@ -214,51 +216,39 @@ _CONVERTERS = {_IDS: _as_ids, _WEIGHTS: _as_weights}
 
 def join_fields(table: pa.Table, fields: Sequence[str]) -> pa.Array:
     """(rows,) strings: the fields that are neither missing nor empty, joined by a space; "" where all are."""
-    columns = [_array(table, field) for field in fields]
-    if len(columns) == 1:
-        return pc.fill_null(columns[0], "")
-    columns = [pc.if_else(pc.equal(column, ""), None, column) for column in columns]
-    return pc.binary_join_element_wise(*columns, " ", null_handling="skip")
+    return join_texts([_array(table, field) for field in fields])
 
 
-def check_targets(
-    path: Path | str,
-    first: int,
-    table: pa.Table,
-    num_labels: int,
-    ids_field: str = "target_ind",
-    weights_field: str = "target_rel",
-) -> tuple[pa.Array, pa.Array]:
-    """The label ids and weights of a block, checked.
+def check_targets(path: Path | str, first: int, table: pa.Table, num_labels: int) -> tuple[pa.Array, pa.Array]:
+    """The label ids (`target_ind`) and weights (`target_rel`) of a block, checked.
 
     Args:
         path, first: the file, and the line of the table's first row.
-        table: with lists of int32 and lists of float32 in the two fields; null ids are no labels, null weights are
-            ones.
+        table: with lists of int32 and of float32 in the two fields; null ids are no labels, null weights are ones.
         num_labels: ids must be below.
 
     Returns:
         (rows,) lists of int32 and (rows,) lists of float32 of equal lengths. Raises a ValueError naming the line
         otherwise.
     """
-    ids = pc.coalesce(_array(table, ids_field), pa.scalar([], _IDS))
-    weights = _array(table, weights_field)
+    ids = pc.coalesce(_array(table, "target_ind"), pa.scalar([], _IDS))
+    weights = _array(table, "target_rel")
     lengths = pc.list_value_length(ids).to_numpy()
     rows = np.repeat(np.arange(len(ids)), lengths)  # (nnz,)
     flat = pc.fill_null(ids.flatten(), -1).to_numpy()
     if len(wrong := np.flatnonzero((flat < 0) | (flat >= num_labels))):
         told = f"label id {ids.flatten()[wrong[0]]} is out of range; there are {num_labels} labels, counted from 0"
-        raise bad_line(path, first + int(rows[wrong[0]]), told, ids_field)
+        raise bad_line(path, first + int(rows[wrong[0]]), told, "target_ind")
     given = pc.is_valid(weights).to_numpy(zero_copy_only=False)
     weight_lengths = pc.fill_null(pc.list_value_length(weights), 0).to_numpy()
     if len(wrong := np.flatnonzero(given & (weight_lengths != lengths))):
-        told = f"{weight_lengths[wrong[0]]} weights for {lengths[wrong[0]]} label ids in {ids_field!r}"
-        raise bad_line(path, first + int(wrong[0]), told, weights_field)
+        told = f"{weight_lengths[wrong[0]]} weights for {lengths[wrong[0]]} label ids in 'target_ind'"
+        raise bad_line(path, first + int(wrong[0]), told, "target_rel")
     values = np.ones(len(flat), np.float32)
     values[given[rows]] = pc.fill_null(weights.flatten(), np.nan).to_numpy()
     if len(wrong := np.flatnonzero(~(values >= 0) | np.isinf(values))):
         told = f"weight {values[wrong[0]]} of a label; expected a finite number, 0 or more"
-        raise bad_line(path, first + int(rows[wrong[0]]), told, weights_field)
+        raise bad_line(path, first + int(rows[wrong[0]]), told, "target_rel")
     offsets = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int32)
     return ids, pa.ListArray.from_arrays(offsets, values)
 
