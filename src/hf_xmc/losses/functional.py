@@ -172,7 +172,7 @@ def solve_threshold(
     Args:
         evaluate: (B,) t -> (f(t), f'(t)), each (B,).
         start: (B,) first guess, in the bracket.
-        lower, upper: (B,) with f(lower) <= k <= f(upper).
+        lower, upper: (B,) with f(lower) <= k <= f(upper); upper may be infinite.
         k: (B,) above 0.
 
     Returns:
@@ -182,7 +182,7 @@ def solve_threshold(
     info = torch.finfo(start.dtype)
     tolerance = 1e-6 if start.dtype == torch.float32 else 1e-12
     threshold, lower, upper = start, lower.minimum(start), upper.maximum(start)
-    for _ in range(128):
+    for step in range(128):
         total, slope = evaluate(threshold)
         lower = torch.where(total <= k, threshold, lower)
         upper = torch.where(total >= k, threshold, upper)
@@ -192,9 +192,10 @@ def solve_threshold(
         done |= ((newton - threshold).abs() <= resolution) | (upper - lower <= resolution)
         if done.all():
             break
-        inside = (newton > lower) & (newton < upper)  # False where newton is NaN
-        step = torch.where(inside, newton, (lower + upper) / 2)
-        threshold = torch.where(done, threshold, step)
+        ahead = threshold + 2.0**step  # how far to go while nothing bounds the root from above
+        inside = (newton > lower) & (newton < torch.where(upper.isinf(), ahead, upper))  # False where newton is NaN
+        between = torch.where(upper.isinf(), ahead, (lower + upper) / 2)
+        threshold = torch.where(done, threshold, torch.where(inside, newton, between))
     return threshold, slope
 
 
