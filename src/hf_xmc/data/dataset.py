@@ -14,7 +14,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import scipy.sparse as sp
 from huggingface_hub import CommitOperationAdd, DatasetCard, HfApi, hf_hub_download
-from huggingface_hub.errors import EntryNotFoundError
+from huggingface_hub.errors import RemoteEntryNotFoundError
 
 from hf_xmc.data.catalog import Propensity
 from hf_xmc.data.columns import column_of, list_lengths, row_mapping
@@ -349,16 +349,14 @@ class XMCDataset:
         cache_dir: str | Path | None = None,
     ) -> XMCDataset:
         """Loads what `push_to_hub` uploaded, all of it from one commit."""
-        revision = HfApi(token=token).dataset_info(repo_id, revision=revision).sha
+        paths = {}
         try:
-            paths = {
-                file: hf_hub_download(repo_id, file, repo_type="dataset", revision=revision, token=token)
-                for file in SIDE_FILES
-            }
-        except EntryNotFoundError as error:
-            raise ValueError(
-                f"{repo_id} lacks {SIDE_FILE} or filter pairs; push it with XMCDataset.push_to_hub"
-            ) from error
+            for file in SIDE_FILES:
+                paths[file] = hf_hub_download(repo_id, file, repo_type="dataset", revision=revision, token=token)
+                revision = Path(paths[file]).parent.name  # the commit, so that a push meanwhile mixes nothing
+        except RemoteEntryNotFoundError as error:
+            told = f"{repo_id} lacks {SIDE_FILE} or filter pairs; push it with XMCDataset.push_to_hub"
+            raise ValueError(told) from error
         points, labels = (
             datasets.load_dataset(
                 repo_id, config, revision=revision, token=token, cache_dir=cache_dir and str(cache_dir)

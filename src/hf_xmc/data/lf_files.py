@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
 import datasets
-from huggingface_hub import snapshot_download
+from huggingface_hub import hf_hub_download, snapshot_download
 
 from hf_xmc.data.catalog import Benchmark
 
@@ -119,7 +119,10 @@ def locate(source: str | Path, cache_dir: str | Path | None = None, benchmark: B
             f"{source} does not exist; expected a folder, an archive or a Hub id like 'user/name'{published}"
         )
     patterns = [f"{prefix}{name}" for name in sorted(_ALL_NAMES) for prefix in ("", "*/")]
-    return _inner_folder(Path(snapshot_download(str(source), repo_type="dataset", allow_patterns=patterns)))
+    try:
+        return _inner_folder(Path(snapshot_download(str(source), repo_type="dataset", allow_patterns=patterns)))
+    except OSError as error:
+        raise ValueError(f"{source} is not on this disk, and cannot be had from the Hub: {error}") from error
 
 
 def is_hub_id(source: str | Path) -> bool:
@@ -127,6 +130,15 @@ def is_hub_id(source: str | Path) -> bool:
     return (
         isinstance(source, str) and not Path(source).exists() and bool(re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", source))
     )
+
+
+def is_on_hub(repo_id: str, file: str) -> bool:
+    """Whether a Hub data set, or the copy of it in the cache, has a file; False if the repo cannot be reached."""
+    try:
+        hf_hub_download(repo_id, file, repo_type="dataset")
+    except OSError:  # every error of the Hub is one
+        return False
+    return True
 
 
 def _inner_folder(folder: Path) -> Path:

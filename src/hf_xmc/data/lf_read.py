@@ -89,6 +89,11 @@ def _last_whole_line(path: Path) -> int:
     return lines
 
 
+def is_json(path: Path | str) -> bool:
+    """Whether a raw file holds JSON lines rather than one text a line."""
+    return str(path).removesuffix(".gz").endswith(".json")
+
+
 def num_lines(path: Path | str) -> int:
     """Lines of a file, not counting empty ones at its end."""
     lines = 0

@@ -17,7 +17,7 @@ _MONTH_WORDS = (
     "|jan|feb|mar|apr|jun|jul|aug|sept?|oct|nov|dec"
 )
 _ROMAN_NUMBERS = "x{1,3}(?:ix|iv|v?i{0,3})|ix|iv|vi{0,3}|i{1,3}"
-_NOT_LETTERS = r"[^\p{L}\p{M}]+"
+_NOT_LETTERS = r"(?:\bof \p{N}+|[^\p{L}\p{M}])+"  # "Volume 1 (of 9)"
 _SERIES_WORDS = rf"\b(?:{_VOLUME_WORDS}|{_MONTH_WORDS}|{_ROMAN_NUMBERS})\b"
 
 

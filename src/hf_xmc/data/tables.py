@@ -77,7 +77,8 @@ def texts_of(table: datasets.Dataset, columns: str | Sequence[str], where: str) 
 def _column(table: datasets.Dataset, name: str, where: str) -> pa.Array:
     if name not in table.column_names:
         raise ValueError(f"{where} has no column {name!r}; it has {table.column_names}")
-    return column_of(table, name)
+    column = column_of(table, name)
+    return column.cast(pa.string()) if pa.types.is_large_string(column.type) else column
 
 
 @dataclass(frozen=True)
@@ -137,7 +138,7 @@ def _keys_and_texts(values: pa.Array, feature: Any, where: str) -> tuple[pa.Arra
     if pa.types.is_null(values.type):
         values = values.cast(pa.string())
     if pa.types.is_string(values.type) or pa.types.is_large_string(values.type):
-        values = values.cast(pa.string())
+        values = values.cast(pa.string())  # inside a list they may still be large
         return values, values
     if pa.types.is_integer(values.type):
         return values.cast(pa.int64()), values.cast(pa.string())

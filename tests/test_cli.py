@@ -1,0 +1,34 @@
+from __future__ import annotations
+
+import json
+
+import pytest
+from conftest import TINY
+
+from hf_xmc.cli import main
+from hf_xmc.data import load_lf
+
+
+def test_report_prints_the_table_and_writes_json_and_png(capsys, tmp_path):
+    assert (
+        main(["data", "report", str(TINY), "--json", str(tmp_path / "r.json"), "--png", str(tmp_path / "r.png")]) == 0
+    )
+    assert "| num labels | 4,036 |" in capsys.readouterr().out
+    assert json.loads((tmp_path / "r.json").read_text())["num_labels"] == 4036
+    assert (tmp_path / "r.png").stat().st_size > 1000
+
+
+def test_convert_makes_a_table_a_raw_folder(capsys, tmp_path):
+    path = tmp_path / "drinks.csv"
+    path.write_text("query,tags\nlatte,milk|coffee\nmilk,\n")
+    options = ["--text", "query", "--labels", "tags", "--separator", "|", "--filters-by", "text", "--test", str(path)]
+    assert main(["data", "convert", str(path), str(tmp_path / "raw"), *options]) == 0
+    dataset = load_lf(tmp_path / "raw", cache_dir=tmp_path / "cache")
+    assert dataset.label_texts.to_pylist() == ["coffee", "milk"] and dataset.train["label_ids"][:] == [[1, 0], []]
+    assert dataset.filters["train"].tolist() == [[1, 1]]
+
+
+def test_an_error_is_one_line_and_exit_code_2(capsys, tmp_path):
+    with pytest.raises(SystemExit) as end:
+        main(["data", "report", str(tmp_path / "nowhere")])
+    assert end.value.code == 2 and "hf-xmc: " in capsys.readouterr().err
