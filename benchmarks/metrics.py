@@ -254,9 +254,8 @@ def compare(num_rows: int, with_peers: bool) -> None:
                 f"{result['peak']:8.2f} | {gap:18} |"
             )
     for result in table.get("pyxclib's algorithm", [])[:1]:
-        print(
-            f"\nJIT compilation of pyxclib's algorithm: {result['first'] - result['seconds']:.1f} CPU s in each process."
-        )
+        compilation = result["first"] - result["seconds"]
+        print(f"\nJIT compilation of pyxclib's algorithm: {compilation:.1f} CPU s in each process.")
     print(f"\nSlow loops: {SLOW_ROWS} rows, scaled. Ours includes recall. napkinXC: one run.")
 
 
