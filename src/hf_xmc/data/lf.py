@@ -55,7 +55,7 @@ def load_lf(
     Raises:
         ValueError: files are missing or damaged, a line is wrong (file, line and field are named), or the counts are
         not those of the
-            benchmark of that name. Nothing is left in the cache.
+            benchmark of that name. A refused file leaves nothing in the cache.
     """
     fields, label_fields = _checked_fields(fields, "fields"), _checked_fields(label_fields, "label_fields")
     name = name or _stem(folder)
