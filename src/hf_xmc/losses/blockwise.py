@@ -80,7 +80,8 @@ def decoupled_softmax(
     count = or_one(len(task.active) if num_rows is None else num_rows, task.weights)
 
     def terms(chunk: Chunk, own: Tensor, scores: Tensor, *further: Tensor) -> Tensor:
-        total = torch.stack([own, *further]).logsumexp(dim=0)  # (R,)
+        # A finite floor in place of -inf, for which the gradient of logsumexp is NaN.
+        total = torch.stack([own, *further]).clamp_min(torch.finfo(own.dtype).min / 2).logsumexp(dim=0)  # (R,)
         margin = scores - total[chunk.positives.rows]  # (nnz,)
         return (chunk.positives.weights * -F.logsigmoid(margin)).sum() / count
 

@@ -166,8 +166,11 @@ class Batch:
         return torch.bfloat16 if half else self.wide
 
     def chunks(self) -> Iterator[Chunk]:
-        for start in range(0, len(self.queries), self.plan.rows):
-            yield Chunk(self, slice(start, min(start + self.plan.rows, len(self.queries))))
+        rows, columns = self.plan.rows, self.plan.columns
+        buffer = self.queries.new_empty(rows * columns, dtype=self.wide)
+        kept = buffer.new_empty(rows, len(self.labels)) if self.plan.keep_scores else None
+        for start in range(0, len(self.queries), rows):
+            yield Chunk(self, slice(start, min(start + rows, len(self.queries))), buffer, kept)
 
     def sum(self, tensor: Tensor) -> Tensor:
         return all_reduce(tensor, self.group)
@@ -183,10 +186,11 @@ class Batch:
 class Chunk:
     """Some rows of a batch against all labels of this rank.
 
-    positives and hidden hold row numbers within the chunk.
+    positives and hidden hold row numbers within the chunk. buffer (rows x columns of the plan) is scratch for a tile;
+    kept (rows of the plan, L), where the plan keeps scores, takes those of the whole chunk.
     """
 
-    def __init__(self, batch: Batch, rows: slice) -> None:
+    def __init__(self, batch: Batch, rows: slice, buffer: Tensor, kept: Tensor | None) -> None:
         self.batch = batch
         self.rows = rows
         self.queries = batch.queries[rows].to(batch.operand)  # (R, D)
@@ -196,11 +200,9 @@ class Chunk:
         self.tiles = [slice(start, min(start + width, num_labels)) for start in range(0, num_labels, width)]
         self._hidden_of_tile = self._split(self.hidden)
         self._positives_of_tile = self._split(self.positives)
-        self._kept = None
-        if batch.plan.keep_scores:
-            self._kept = self.queries.new_empty(len(self.queries), num_labels, dtype=batch.wide)
+        self._buffer = buffer
+        self._kept = None if kept is None else kept[: len(self)]
         self._swept = False
-        self._buffer = self.queries.new_empty(len(self.queries) * width, dtype=batch.wide)
 
     def __len__(self) -> int:
         return len(self.queries)
