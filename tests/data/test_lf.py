@@ -81,6 +81,11 @@ def test_a_scipy_matrix_beside_a_raw_folder_gives_the_same_data_set(load):
     assert as_lists(load(files)) == expected
 
 
+def test_the_names_of_pecos_are_known(load):
+    names = {"trn_X.txt": "X.trn.txt", "tst_X.txt": "X.tst.txt", "Y.txt": "output-items.txt"}
+    assert as_lists(load({names.get(name, name): content for name, content in TEXT_FILES.items()})) == TOY
+
+
 @pytest.mark.parametrize("suffix", [".zip", ".tar.gz"])
 def test_an_archive_with_a_folder_inside_is_read_and_unpacked_again_only_if_it_changes(tmp_path, toy_files, suffix):
     def pack(files):
@@ -88,9 +93,9 @@ def test_an_archive_with_a_folder_inside_is_read_and_unpacked_again_only_if_it_c
             for name, content in files.items():
                 content = lf_read.gzip.compress(content) if name.endswith(".gz") else content
                 if suffix == ".zip":
-                    archive.writestr(f"set/{name}", content)
+                    archive.writestr(f"xmc-base/set/{name}", content)
                 else:
-                    member = tarfile.TarInfo(f"set/{name}")
+                    member = tarfile.TarInfo(f"xmc-base/set/{name}")
                     member.size = len(content)
                     archive.addfile(member, io.BytesIO(content))
 

@@ -81,7 +81,7 @@ AMAZON = Propensity(0.6, 2.6, assumed=False)
 WIKI = Propensity(0.5, 0.4, assumed=False)
 USUAL = Propensity(0.55, 1.5, assumed=False)
 
-FULL_TEXT = ("title", "content")
+FULL_TEXT, WORDNET = ("title", "content"), "lf-wordnet-titles"
 AMAZON_131K, WIKI_320K = (294_805, 134_835, 131_073), (693_082, None, 312_330)
 WIKI_500K, AMAZON_1M = (1_813_391, 783_743, 501_070), (2_248_619, 970_237, 1_305_265)
 
@@ -97,7 +97,7 @@ _RECORDS = (
     Benchmark("eurlex-4k", "EURLex-4K", PECOS_URL, 15_449, 3_865, 3_956, USUAL, 512, files=PECOS_FILES),
     Benchmark("lf-gutenberg-science-tiny", "lf-gutenberg-science-tiny", GUTENBERG_URL, 4_191, 1_008, 4_036, USUAL, 32),
     Benchmark("lf-gutenberg-titles", "lf-gutenberg-titles", GUTENBERG_URL, 46_443, 13_107, 30_458, USUAL, 32),
-    Benchmark(*["lf-wordnet-titles"] * 2, WORDNET_URL, 81_169, 23_598, 81_078, USUAL, 64, *[FULL_TEXT] * 2),
+    Benchmark(WORDNET, WORDNET, WORDNET_URL, 81_169, 23_598, 81_078, USUAL, 64, FULL_TEXT, FULL_TEXT),
     Benchmark("lf-finna-titles", "lf-finna-titles", FINNA_URL, 474_274, 117_636, 24_928, USUAL, 32),
 )
 # fmt: on

@@ -349,7 +349,7 @@ class XMCDataset:
         cache_dir: str | Path | None = None,
     ) -> XMCDataset:
         """Loads what `push_to_hub` uploaded, all of it from one commit."""
-        paths = {}
+        paths: dict[str, str | Path] = {}
         try:
             for file in SIDE_FILES:
                 paths[file] = hf_hub_download(repo_id, file, repo_type="dataset", revision=revision, token=token)

@@ -60,8 +60,8 @@ def load_lf(
     fields, label_fields = _checked_fields(fields, "fields"), _checked_fields(label_fields, "label_fields")
     name = name or _stem(folder)
     benchmark = find_benchmark(name)
-    if is_hub_id(folder) and is_on_hub(folder, SIDE_FILE):
-        dataset = XMCDataset.from_hub(folder, cache_dir=cache_dir)
+    if is_hub_id(folder) and is_on_hub(str(folder), SIDE_FILE):
+        dataset = XMCDataset.from_hub(str(folder), cache_dir=cache_dir)
     else:
         files = find_files(locate(folder, cache_dir, benchmark), benchmark)
         dataset = _read(files, fields, label_fields, cache_dir, name, benchmark)

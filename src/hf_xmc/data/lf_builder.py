@@ -92,7 +92,7 @@ class LFBuilder(datasets.ArrowBasedBuilder):
         if self.config.fields[0] != "title":
             raise ValueError(f"{path} has one text a line, read as the field 'title'; fields is {self.config.fields}")
         truth = read_truth(truth_path) if truth_path else None
-        if truth and truth.num_labels != self.config.num_labels:
+        if truth and truth_path and truth.num_labels != self.config.num_labels:
             raise bad_line(
                 truth_path,
                 1,

@@ -11,6 +11,7 @@ import zipfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
+from typing import IO
 
 import datasets
 from huggingface_hub import hf_hub_download, snapshot_download
@@ -56,31 +57,26 @@ class LFFiles:
 
 
 def find_files(folder: Path, benchmark: Benchmark | None = None) -> LFFiles:
-    """The raw files in `folder`, its `raw` folder or its only sub-folder.
+    """The raw files in `folder` or in its sub-folder `raw`.
 
     Raises a ValueError that lists what is missing, and says where the set is published if `benchmark` is given.
     """
-    found = {}
-    for names in (_JSON_NAMES, _TEXT_NAMES):
-        found = {role: _first_existing(folder, options) for role, options in names.items()}
-        if None not in found.values():
-            break
-    else:
-        options = (_JSON_NAMES, _TEXT_NAMES)
-        names = max(
-            options, key=lambda names: sum(_first_existing(folder, option) is not None for option in names.values())
-        )
-        missing = [option[0] for option in names.values() if _first_existing(folder, option) is None]
-        raise _missing(folder, missing, benchmark)
+    formats = [
+        (names, {role: _first_existing(folder, options) for role, options in names.items()})
+        for names in (_JSON_NAMES, _TEXT_NAMES)
+    ]
+    names, found = max(formats, key=lambda one: (None not in one[1].values(), sum(map(bool, one[1].values()))))
+    missing = [names[role][0] for role, path in found.items() if path is None]
     filters = {split: _first_existing(folder, options) for split, options in _FILTER_NAMES.items()}
-    if benchmark and benchmark.has_filters and None in filters.values():
-        raise _missing(folder, [_FILTER_NAMES[split][0] for split, path in filters.items() if path is None], benchmark)
-    return LFFiles(
-        train=tuple(found[role] for role in ("train", "train truth") if role in found),
-        test=tuple(found[role] for role in ("test", "test truth") if role in found),
-        labels=(found["labels"],),
-        filters=filters,
-    )
+    if not missing and benchmark and benchmark.has_filters:
+        missing = [_FILTER_NAMES[split][0] for split, path in filters.items() if path is None]
+    if missing:
+        raise _missing(folder, missing, benchmark)
+
+    def paths_of(*roles: str) -> tuple[Path, ...]:
+        return tuple(path for role in roles if (path := found.get(role)))
+
+    return LFFiles(paths_of("train", "train truth"), paths_of("test", "test truth"), paths_of("labels"), filters)
 
 
 def _first_existing(folder: Path, names: tuple[str, ...]) -> Path | None:
@@ -142,10 +138,11 @@ def is_on_hub(repo_id: str, file: str) -> bool:
 
 
 def _inner_folder(folder: Path) -> Path:
-    """The folder itself, or its only sub-folder where it holds no file that this module knows."""
+    """The first folder on the way down that holds more than one sub-folder."""
     children = [child for child in folder.iterdir() if not child.name.startswith((".", "__"))]
-    only_folder = len(children) == 1 and children[0].is_dir() and children[0].name != "raw"
-    return children[0] if only_folder else folder
+    if len(children) == 1 and children[0].is_dir() and children[0].name != "raw":
+        return _inner_folder(children[0])
+    return folder
 
 
 def _unpack(archive: Path, cache: Path) -> Path:
@@ -175,15 +172,16 @@ def _unpack(archive: Path, cache: Path) -> Path:
     return target
 
 
-def _members(archive: Path) -> Iterator[tuple[str, object]]:
+def _members(archive: Path) -> Iterator[tuple[str, IO[bytes]]]:
     if archive.suffix == ".zip":
         with zipfile.ZipFile(archive) as packed:
-            for member in packed.infolist():
-                if PurePosixPath(member.filename).name in _ALL_NAMES:
-                    with packed.open(member) as file:
-                        yield member.filename, file
+            for name in packed.namelist():
+                if PurePosixPath(name).name in _ALL_NAMES:
+                    with packed.open(name) as file:
+                        yield name, file
     else:
-        with tarfile.open(archive) as packed:
-            for member in packed:
-                if member.isfile() and PurePosixPath(member.name).name in _ALL_NAMES:
-                    yield member.name, packed.extractfile(member)
+        with tarfile.open(archive) as tar:
+            for member in tar:
+                content = tar.extractfile(member) if PurePosixPath(member.name).name in _ALL_NAMES else None
+                if content is not None:
+                    yield member.name, content

@@ -182,8 +182,9 @@ def _as_text(value: object, name: str) -> str | None:
 
 
 def _as_ids(value: object, name: str) -> list[int] | None:
-    ids = _as_list(value)
-    for place, id in enumerate(ids or ()):
+    if (ids := _as_list(value)) is None:
+        return None
+    for place, id in enumerate(ids):
         if isinstance(id, str) and re.fullmatch(r"\s*[+-]?\d+\s*", id, re.ASCII):
             id = ids[place] = int(id)
         elif isinstance(id, float) and id.is_integer():
@@ -196,8 +197,9 @@ def _as_ids(value: object, name: str) -> list[int] | None:
 
 
 def _as_weights(value: object, name: str) -> list[float] | None:
-    weights = _as_list(value)
-    for place, weight in enumerate(weights or ()):
+    if (weights := _as_list(value)) is None:
+        return None
+    for place, weight in enumerate(weights):
         try:
             if isinstance(weight, bool):
                 raise TypeError
@@ -309,11 +311,15 @@ def _read_npz_truth(path: Path) -> Truth:
     if not np.all(np.isfinite(matrix.data) & (matrix.data >= 0)):
         raise ValueError(f"{path} holds weights that are negative or not finite")
     ids, weights = matrix.indices.astype(np.int32), matrix.data.astype(np.float32)
-    return Truth(*matrix.shape, matrix.indptr.astype(np.int64), ids, weights)
+    num_rows, num_labels = matrix.shape
+    return Truth(num_rows, num_labels, matrix.indptr.astype(np.int64), ids, weights)
 
 
 def _read_text_truth(path: Path) -> Truth:
-    counts, ids, weights, shape, line = [], [], [], None, 1
+    counts: list[np.ndarray] = []
+    ids: list[np.ndarray] = []
+    weights: list[np.ndarray] = []
+    shape, line = None, 1
     for first, block in read_blocks(path):
         if shape is None:
             header, _, block = block.partition(b"\n")
@@ -331,11 +337,12 @@ def _read_text_truth(path: Path) -> Truth:
     if shape is None:
         raise ValueError(f"{path} is empty; expected a header 'rows columns' and a line for every row")
     if line - 2 == shape[0] - 1:
-        counts.append([0])  # a last row without labels whose line has no end cannot be seen
+        counts.append(np.zeros(1, np.int64))  # a last row without labels whose line has no end cannot be seen
     elif line - 2 != shape[0]:
         raise bad_line(path, line - 1, f"the file ends after {line - 2} rows; its header says {shape[0]}")
     indptr = np.concatenate([[0], np.cumsum(np.concatenate(counts), dtype=np.int64)])
-    return Truth(*shape, indptr, np.concatenate(ids).astype(np.int32), np.concatenate(weights).astype(np.float32))
+    ids_, weights_ = np.concatenate(ids).astype(np.int32), np.concatenate(weights).astype(np.float32)
+    return Truth(shape[0], shape[1], indptr, ids_, weights_)
 
 
 def _parse_truth(block: bytes) -> tuple[np.ndarray, np.ndarray, np.ndarray] | None:
@@ -368,13 +375,12 @@ def _parse_truth_lines(path: Path, first: int, block: bytes) -> tuple[np.ndarray
         pairs = text.split()
         counts.append(len(pairs))
         for pair in pairs:
-            match = re.fullmatch(r"(-?\d{1,18}):([+]?[\d.]+(?:[eE][+-]?\d+)?)", pair, re.ASCII)
-            try:
-                ids.append(int(match[1]))
-                weights.append(float(match[2]))
-            except (TypeError, ValueError):
+            match = re.fullmatch(r"(-?\d{1,18}):([+]?(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?)", pair, re.ASCII)
+            if match is None:
                 told = f"{pair[:80]!r} is not label:value with a value of 0 or more"
-                raise bad_line(path, line, told, "label:value") from None
+                raise bad_line(path, line, told, "label:value")
+            ids.append(int(match[1]))
+            weights.append(float(match[2]))
     return np.array(counts, np.int64), np.array(ids, np.int64), np.array(weights, np.float32)
 
 
@@ -390,7 +396,7 @@ def read_filter_pairs(path: Path | str, num_rows: int, num_labels: int) -> np.nd
     """
     parts = [_parse_pairs(block, first) or _parse_pair_lines(path, first, block) for first, block in read_blocks(path)]
     pairs = np.concatenate([NO_PAIRS, *(pairs for pairs, _ in parts)])
-    lines = np.concatenate([lines for _, lines in parts]) if parts else []
+    lines = np.concatenate([np.zeros(0, np.int64), *(lines for _, lines in parts)])
     for column, (field, limit) in enumerate((("row", num_rows), ("label", num_labels))):
         if len(wrong := np.flatnonzero((pairs[:, column] < 0) | (pairs[:, column] >= limit))):
             told = f"{field} {pairs[wrong[0], column]} is out of range; there are {limit}, counted from 0"
