@@ -1,0 +1,179 @@
+"""Losses over the candidate pool of a batch, shared by all ranks: the common part of every in-batch loss."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.distributed as dist
+import torch.nn.functional as F
+from sentence_transformers.util import all_gather
+from torch import Tensor, nn
+
+PAD = -1
+
+
+@dataclass(frozen=True)
+class PoolTargets:
+    """Who is relevant to whom in a pool, by global ids.
+
+    Args:
+        candidate_ids: (C,) int64, the candidates' ids; no order needed.
+        positive_ids: (B, P) int64, all known positives of each row, padded with -1.
+        weights: (B, P) float32 soft targets in (0, 1], or None.
+        filter_ids: (B, F) int64, ids that are neither positive nor negative, padded with -1, or None.
+    """
+
+    candidate_ids: Tensor
+    positive_ids: Tensor
+    weights: Tensor | None = None
+    filter_ids: Tensor | None = None
+
+    @classmethod
+    def from_features(cls, features: list[dict[str, Any]], labels: Tensor | None) -> PoolTargets:
+        """From an :class:`~hf_xmc.data.collator.XMCDataCollator` batch, or from plain (anchor, positive, ...) columns.
+
+        Plain columns have no ids: a hash of the tokens stands for a text. So equal texts are one candidate, and the
+        positives of an anchor that the batch repeats are positives of each of its rows.
+        """
+        if len(features) < 2:
+            raise ValueError(f"expected queries and candidates, got {len(features)} text column(s)")
+        query = features[0]
+        if "ids" in features[1]:
+            return cls(features[1]["ids"], labels, query.get("label_weights"), query.get("filter_ids"))
+        keys = [text_keys(feature) for feature in features[1:]]
+        anchors = text_keys(query)
+        same_anchor = anchors.unsqueeze(1) == anchors  # (B, B)
+        return cls(torch.cat(keys), torch.where(same_anchor, keys[0], PAD))
+
+    def relevance(self, candidate_ids: Tensor) -> Tensor:
+        """(B, C) bool, or the soft weights in [0, 1]; candidate_ids: (C,) ascending, distinct."""
+        if self.weights is None:
+            return membership(self.positive_ids, candidate_ids) > 0
+        return membership(self.positive_ids, candidate_ids, self.weights)
+
+    def excluded(self, candidate_ids: Tensor) -> Tensor | None:
+        """(B, C) bool, or None where no pair is filtered."""
+        if self.filter_ids is None:
+            return None
+        return (membership(self.filter_ids, candidate_ids) > 0) & ~(membership(self.positive_ids, candidate_ids) > 0)
+
+
+def membership(ids: Tensor, candidate_ids: Tensor, weights: Tensor | None = None) -> Tensor:
+    """(B, C) float32: the weight (1 without weights) with which each candidate stands in a row of ``ids``.
+
+    Args:
+        ids: (B, P) int64, padded with -1.
+        candidate_ids: (C,) int64, ascending, without -1.
+        weights: (B, P) float, or None.
+    """
+    place = torch.searchsorted(candidate_ids, ids).clamp_(max=candidate_ids.numel() - 1)  # (B, P)
+    found = (candidate_ids[place] == ids) & (ids != PAD)
+    values = found.float() if weights is None else found * weights.float()
+    matrix = torch.zeros(ids.size(0), candidate_ids.numel(), device=ids.device)  # (B, C)
+    return matrix.scatter_reduce_(1, place, values, reduce="amax")
+
+
+def text_keys(feature: dict[str, Tensor]) -> Tensor:
+    """One non-negative int64 key a text, a hash of its tokens: equal texts have equal keys.
+
+    Args:
+        feature: Tokens, padded (``input_ids`` (C, T), ``attention_mask``) or flat (``input_ids``, ``offsets`` (C,)).
+    """
+    tokens = feature["input_ids"]
+    if "offsets" in feature:
+        starts = feature["offsets"]  # (C,)
+        lengths = torch.diff(starts, append=starts.new_tensor([tokens.numel()]))
+        text = torch.repeat_interleave(torch.arange(starts.numel(), device=tokens.device), lengths)  # (T,)
+        place = torch.arange(tokens.numel(), device=tokens.device) - starts[text]
+        terms = (tokens + 1) * _mix(place)
+        keys = torch.zeros(starts.numel(), dtype=torch.int64, device=tokens.device).index_add_(0, text, terms)
+    else:
+        mask = feature.get("attention_mask", torch.ones_like(tokens))
+        place = mask.cumsum(1) - 1  # left and right padding alike
+        keys = ((tokens + 1) * _mix(place) * mask).sum(1)
+    return _mix(keys) & (2**63 - 1)
+
+
+def _mix(x: Tensor) -> Tensor:
+    """A fixed scrambling of int64 values; products wrap around."""
+    x = (x + 0x1E3779B97F4A7C15) * 0x3F58476D1CE4E5B9
+    return (x ^ (x >> 29)) * 0x14D049BB133111EB | 1
+
+
+def gather_pool(embeddings: Tensor, ids: Tensor) -> tuple[Tensor, Tensor]:
+    """The candidates of all ranks, each once, in ascending order of their ids.
+
+    Args:
+        embeddings: (C_rank, D), this rank's candidates.
+        ids: (C_rank,) int64, their global ids.
+
+    Returns:
+        (C, D) embeddings, whose gradient flows back to the rank each came from, and (C,) ids.
+    """
+    if dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1:
+        most = torch.tensor(ids.numel(), device=ids.device)
+        dist.all_reduce(most, op=dist.ReduceOp.MAX)
+        missing = int(most) - ids.numel()
+        embeddings = all_gather(F.pad(embeddings, (0, 0, 0, missing)), with_grad=True)
+        ids = all_gather(F.pad(ids, (0, missing), value=PAD))
+    order = torch.argsort(ids, stable=True)
+    ordered = ids[order]
+    first = torch.ones_like(ordered, dtype=torch.bool)
+    first[1:] = ordered[1:] != ordered[:-1]
+    order = order[first & (ordered != PAD)]
+    return embeddings[order], ids[order]
+
+
+def rows_per_rank(count: Tensor) -> Tensor:
+    """The number of counted rows of all ranks divided by the number of ranks.
+
+    DDP averages the ranks' gradients: a rank that divides its sum by this value adds its share of the global mean.
+    """
+    count = count.detach().to(torch.float64)
+    if dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1:
+        dist.all_reduce(count)
+        count = count / dist.get_world_size()
+    return count
+
+
+class PoolLoss(nn.Module):
+    """A loss between B queries and the C candidates of all ranks; subclasses say what becomes of the scores.
+
+    Args:
+        model: A ``SentenceTransformer``, plain or an :class:`~hf_xmc.XMCEncoder`.
+        scale: Inverse temperature; scores are ``scale * cosine``.
+    """
+
+    def __init__(self, model: nn.Module, scale: float = 20.0) -> None:
+        super().__init__()
+        if scale <= 0:
+            raise ValueError(f"scale (the inverse temperature) must be positive, got {scale}")
+        self.model = model
+        self.scale = scale
+
+    def score_loss(self, scores: Tensor, relevance: Tensor, excluded: Tensor | None, num_rows: Tensor) -> Tensor:
+        """Scalar loss; scores, relevance, excluded: (B, C); num_rows: the divisor of the sum over rows."""
+        raise NotImplementedError
+
+    def forward(self, sentence_features: Iterable[dict[str, Any]], labels: Tensor | None = None) -> Tensor:
+        features = list(sentence_features)
+        targets = PoolTargets.from_features(features, labels)
+        # Queries first: DDP judges by the last forward which parameters a step uses.
+        queries, *candidates = [self.model(feature)["sentence_embedding"] for feature in features]
+        return self.pool_loss(queries, torch.cat(candidates), targets)
+
+    def pool_loss(self, queries: Tensor, candidates: Tensor, targets: PoolTargets) -> Tensor:
+        """queries: (B, D); candidates: (C_rank, D), of this rank. Returns a scalar."""
+        queries, candidates = F.normalize(queries, dim=-1), F.normalize(candidates, dim=-1)
+        candidates, candidate_ids = gather_pool(candidates, targets.candidate_ids)
+        relevance = targets.relevance(candidate_ids)  # (B, C)
+        excluded = targets.excluded(candidate_ids)
+        scores = self.scale * queries @ candidates.T  # (B, C)
+        num_rows = rows_per_rank((relevance > 0).any(1).sum())
+        return self.score_loss(scores, relevance, excluded, num_rows)
+
+    def get_config_dict(self) -> dict[str, Any]:
+        return {"scale": self.scale}

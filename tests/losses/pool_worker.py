@@ -1,0 +1,67 @@
+"""One rank of test_pool.py: the loss and gradients of a shared batch under DDP, then three steps of the trainer."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parent.parent))
+
+import numpy as np
+import torch
+from accelerate import PartialState
+from conftest import make_words_data
+from torch.nn.parallel import DistributedDataParallel
+
+from hf_xmc import XMCDataCollator, XMCEncoder, XMCTrainer, XMCTrainingArguments
+from hf_xmc.losses import DecoupledSoftmaxLoss
+
+out = Path(sys.argv[1])
+state = PartialState(cpu=True)
+rank, world_size = state.process_index, state.num_processes
+assert world_size == int(os.environ["WORLD_SIZE"])
+data = make_words_data()
+
+
+def new_model(dtype: torch.dtype) -> XMCEncoder:
+    return XMCEncoder(str(out / "encoder"), device="cpu").to(dtype)
+
+
+# One batch, split over the ranks; the first half has a row without labels, so that the counts differ.
+rows = [data.training_rows()[i] for i in range(10)]
+rows[1]["label_ids"] = []
+share = np.array_split(np.arange(10), world_size)[rank]
+record = {
+    "world_size": torch.distributed.get_world_size() if torch.distributed.is_initialized() else 1,
+    "rows_with_a_positive": sum(bool(rows[i]["label_ids"]) for i in share),
+}
+for dtype in (torch.float64, torch.float32):
+    model = new_model(dtype)
+    collator = XMCDataCollator(
+        preprocess_fn=model.preprocess, label_texts=data.label_texts, filters=data.filter_csr("train")
+    )
+    batch = collator([rows[i] for i in share])
+    features = [{k.removeprefix(p): v for k, v in batch.items() if k.startswith(p)} for p in ("query_", "candidate_")]
+    loss = DecoupledSoftmaxLoss(model)
+    if world_size > 1:
+        loss.model = DistributedDataParallel(model, find_unused_parameters=True)
+    value = loss(features, batch["label"])
+    value.backward()
+    gradients = {name: p.grad.numpy() for name, p in model.named_parameters() if p.grad is not None}
+    np.savez(out / f"gradients-{dtype}-{rank}.npz", **gradients)
+    record[f"loss-{dtype}"] = value.item()
+
+# The trainer, with the same global batch of 8 rows.
+model = new_model(torch.float64)
+args = XMCTrainingArguments(
+    output_dir=str(out / "run"), use_cpu=True, max_steps=3, per_device_train_batch_size=8 // world_size,
+    positives_per_row=None, learning_rate=1e-3, report_to="none", disable_tqdm=True, save_strategy="no",
+    dataloader_drop_last=True,
+)  # fmt: skip
+trainer = XMCTrainer(model=model, args=args, train_dataset=data, loss=DecoupledSoftmaxLoss(model))
+assert trainer.accelerator.num_processes == world_size
+trainer.train()
+record["weights"] = [p.detach().sum().item() for p in model.parameters()]
+(out / f"rank{rank}.json").write_text(json.dumps(record))
