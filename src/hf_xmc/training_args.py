@@ -1,0 +1,39 @@
+"""What XMCTrainer reads beyond the host's training arguments."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from sentence_transformers import SentenceTransformerTrainingArguments
+
+
+@dataclass
+class XMCTrainingArguments(SentenceTransformerTrainingArguments):
+    """Arguments of :class:`~hf_xmc.XMCTrainer`: those of ``SentenceTransformerTrainingArguments`` and the pool's.
+
+    Args:
+        positives_per_row: Positives of a row that enter the candidate pool, drawn without replacement; None for all.
+        hard_negatives: Mined labels of a row that enter the pool; 0 mines nothing.
+        random_negatives: Labels drawn at random that enter the pool of a batch.
+        max_candidates: Largest pool of a batch; None for no limit.
+        cluster_batches: Whether near neighbours share a batch, once they have been mined.
+        refresh_epochs: Hard negatives and clusters are made anew every so many epochs, first after as many.
+
+    Raises:
+        ValueError: for a count below zero, or no positive at all.
+    """
+
+    positives_per_row: int | None = field(default=3, metadata={"help": "positives of a row in the pool"})
+    hard_negatives: int = field(default=0, metadata={"help": "mined labels of a row in the pool"})
+    random_negatives: int = field(default=0, metadata={"help": "random labels in the pool of a batch"})
+    max_candidates: int | None = field(default=None, metadata={"help": "largest pool of a batch"})
+    cluster_batches: bool = field(default=False, metadata={"help": "near neighbours share a batch"})
+    refresh_epochs: int = field(default=5, metadata={"help": "epochs between two minings"})
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        least = {"positives_per_row": 1, "hard_negatives": 0, "random_negatives": 0, "max_candidates": 1}
+        for name, minimum in (least | {"refresh_epochs": 1}).items():
+            value = getattr(self, name)
+            if value is not None and value < minimum:
+                raise ValueError(f"{name} must be at least {minimum}, got {value}")

@@ -1,0 +1,41 @@
+from __future__ import annotations
+
+import numpy as np
+from conftest import make_static_encoder, make_words_data
+from sentence_transformers import SentenceTransformer
+
+from hf_xmc import LabelIndex, XMCDataset, XMCEvaluator
+from hf_xmc.evaluation import search_filtered
+
+
+def test_filtered_pairs_leave_the_ranking_before_it_is_cut() -> None:
+    rng = np.random.default_rng(0)
+    index = LabelIndex(rng.standard_normal((30, 4), dtype=np.float32))
+    queries = rng.standard_normal((3, 4), dtype=np.float32)
+    plain, _ = index.search(queries, 30)
+    pairs = np.array([[0, plain[0, 0]], [0, plain[0, 2]], [2, plain[2, 1]]])
+    ids, scores = search_filtered(index, queries, 5, pairs)
+    drop = set(map(tuple, pairs.tolist()))
+    expected = [[i for i in row if (n, i) not in drop][:5] for n, row in enumerate(plain.tolist())]
+    assert ids.tolist() == expected
+    assert (np.diff(scores, axis=1) <= 0).all()
+
+
+def test_a_plain_model_and_an_xmc_encoder_of_the_same_weights_score_alike() -> None:
+    data = make_words_data()
+    encoder = make_static_encoder()
+    plain = SentenceTransformer(modules=list(encoder)[:1], device="cpu")  # no Normalize: scored by cosine
+    ours, theirs = XMCEvaluator(data, name="x")(encoder), XMCEvaluator(data, name="x")(plain)
+    assert ours == theirs and 0 < ours["x_precision@1"] <= 1
+
+
+def test_keys_values_and_files(tmp_path: object, tiny: XMCDataset) -> None:
+    data = make_words_data()
+    evaluator = XMCEvaluator(data, name="dev")
+    metrics = evaluator(make_static_encoder(), output_path=str(tmp_path), epoch=1, steps=5)
+    names = [f"{m}@{k}" for m in ("precision", "ndcg", "psp") for k in (1, 3, 5)] + ["recall@10", "recall@100"]
+    assert {f"dev_{name}" for name in names} <= set(metrics)
+    assert evaluator.primary_metric == "dev_precision@1"
+    assert metrics["dev_recall@100"] == 1.0  # 17 labels, all of them ranked
+    (line,) = (tmp_path / "xmc_evaluation_dev.jsonl").read_text().splitlines()
+    assert f'"dev_precision@1": {metrics["dev_precision@1"]}' in line
