@@ -1,0 +1,24 @@
+# Each target sets up what it needs on a fresh machine: its own .venv, at the tested versions.
+PYTHON ?= python3
+BIN := .venv/bin
+export OMP_NUM_THREADS ?= $(shell nproc 2>/dev/null || echo 2)
+
+.PHONY: quickstart test lint clean
+
+# torch first: resolving it with the rest may choose another build.
+.venv/ready: setup.cfg constraints.txt
+	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	$(BIN)/pip install --quiet --constraint constraints.txt torch
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[test]'
+	touch $@
+
+quickstart: .venv/ready
+	$(BIN)/accelerate launch --config_file recipes/accelerate_configs/one_process.yaml \
+		recipes/quickstart.py --config recipes/configs/lf-gutenberg-science-tiny/quickstart.yaml
+
+test: .venv/ready
+	$(BIN)/ruff check src recipes tests benchmarks
+	$(BIN)/python -m pytest
+
+clean:
+	rm -rf .venv build dist outputs
