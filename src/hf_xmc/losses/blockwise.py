@@ -37,8 +37,10 @@ from hf_xmc.losses.streaming import (
     Batch,
     Chunk,
     Csr,
+    Derivative,
     Gradients,
     Pairs,
+    Shape,
     Statistic,
     StreamedLoss,
     all_reduce,
@@ -211,41 +213,33 @@ def log_denominators(
 
 
 class _LogSumExp:
-    """a_i = lse_j S_ij and da_i/dS_ij = exp(S_ij - a_i)."""
+    """a_i = lse_j S_ij over all ranks, and da_i/dS_ij = exp(S_ij - a_i)."""
 
     def observe(self, chunk: Chunk) -> tuple[Tensor]:
-        largest = chunk.new_full(torch.finfo(chunk.batch.wide).min)  # (R,) finite, so that no -inf - -inf arises
-        total = chunk.new_full(0)  # (R,)
-        for _, scores, out in chunk.sweep():
-            before, largest = largest, torch.maximum(largest, scores.amax(dim=1))
-            total.mul_((before - largest).exp_())
-            total += torch.sub(scores, largest[:, None], out=out).exp_().sum(dim=1)
-        before, largest = largest, chunk.batch.max(largest)
-        total = chunk.batch.sum(total * (before - largest).exp())
-        return (largest + total.log(),)
+        return (_over_ranks(chunk, *chunk.log_sum_exp()),)
 
-    def gradient(self, scores: Tensor, observed: tuple[Tensor], grad: Tensor, out: Tensor) -> Tensor:
+    def derivative(self, observed: tuple[Tensor], grad: Tensor) -> Derivative:
         (own,) = observed
-        own = own.masked_fill(own == -torch.inf, 0)
-        return torch.sub(scores, own[:, None], out=out).exp_().mul_(grad[:, None])
+        # A row without visible labels has S = a = -inf; with a = 0 its derivative is exp(-inf) = 0.
+        return Derivative(Shape.EXP, 1.0, -own.masked_fill(own == -torch.inf, 0)[:, None], grad[:, None])
 
 
 class _SoftplusSum:
-    """b_i = sum_j softplus(S_ij) and db_i/dS_ij = sigma(S_ij)."""
+    """b_i = sum_j softplus(S_ij) over all ranks, and db_i/dS_ij = sigma(S_ij)."""
 
     def observe(self, chunk: Chunk) -> tuple[Tensor]:
         total = chunk.new_full(0)  # (R,)
-        for _, scores, _ in chunk.sweep():
+        for scores, _ in chunk.sweep():
             total -= F.logsigmoid(-scores).sum(dim=1)
         return (chunk.batch.sum(total),)
 
-    def gradient(self, scores: Tensor, observed: tuple[Tensor], grad: Tensor, out: Tensor) -> Tensor:
-        return torch.sigmoid(scores, out=out).mul_(grad[:, None])
+    def derivative(self, observed: tuple[Tensor], grad: Tensor) -> Derivative:
+        return Derivative(Shape.SIGMOID, 1.0, torch.zeros_like(grad)[:, None], grad[:, None])
 
 
 @dataclass(frozen=True)
 class _Threshold:
-    """t_i with sum_j sigma(alpha (S_ij + t_i)) = k_i for every column of k (A, K).
+    """t_i with sum_j sigma(alpha (S_ij + t_i)) = k_i for every column of k (A, K), the sum over all ranks.
 
     dt_i/dS_ij = -v_ij / sum_j v_ij, v = sigma (1 - sigma). Observed are t and sum_j v_ij, each (R, K).
     """
@@ -255,51 +249,35 @@ class _Threshold:
 
     def observe(self, chunk: Chunk) -> tuple[Tensor, Tensor]:
         k = self.k[chunk.rows]  # (R, K)
-        if not len(k):
-            return k, k
         # Below the m-th best score sigma <= k/m: with m = 12 k the three power sums are good to (1/11)^3.
-        num_top = min(max(32, int(12 * k.max())), max(1, len(chunk.batch.labels)))
-        scores_seen = TopScores(len(k), num_top, self.alpha, k)
-        for _, scores, _ in chunk.sweep():
-            scores_seen.add(scores)
-        scores_seen.finish()
-        largest, total = scores_seen.log_sum()
-        before, largest = largest, chunk.batch.max(largest)
-        log_sum = largest + chunk.batch.sum(total * (before - largest).exp()).log()  # (R,)
-        found = [self._solve(chunk, scores_seen, log_sum, num_top) for num_top in k.unbind(dim=1)]
+        summary = chunk.top_scores(max(32, int(12 * k.max())), self.alpha)
+        log_sum = _over_ranks(chunk, *(chunk.log_sum_exp(self.alpha) if summary is None else summary.log_sum()))
+        found = [self._solve(chunk, summary, log_sum, num_top) for num_top in k.unbind(dim=1)]
         thresholds, slopes = zip(*found, strict=True)
         return torch.stack(thresholds, dim=1), torch.stack(slopes, dim=1) / self.alpha
 
-    def gradient(self, scores: Tensor, observed: tuple[Tensor, Tensor], grad: Tensor, out: Tensor) -> Tensor:
+    def derivative(self, observed: tuple[Tensor, Tensor], grad: Tensor) -> Derivative:
         threshold, slope = observed
-        factor = -grad / slope.clamp_min(torch.finfo(slope.dtype).tiny)  # (R, K), 0 for 0 / 0 on a plateau
-        parts = []
-        for t, f in zip(threshold.split(1, dim=1), factor.split(1, dim=1), strict=True):
-            single = threshold.shape[1] == 1
-            probability = torch.add(self.alpha * t, scores, alpha=self.alpha, out=out if single else None).sigmoid_()
-            parts.append(probability.addcmul_(probability, probability, value=-1).mul_(f))
-        return parts[0] if len(parts) == 1 else torch.stack(parts).sum(dim=0)
+        # On a plateau v and its sum underflow together: 0 / 0 becomes 0.
+        factor = -grad / slope.clamp_min(torch.finfo(slope.dtype).tiny)  # (R, K)
+        return Derivative(Shape.BELL, self.alpha, self.alpha * threshold, factor)
 
-    def _solve(self, chunk: Chunk, seen: TopScores, log_sum: Tensor, k: Tensor) -> tuple[Tensor, Tensor]:
+    def _solve(self, chunk: Chunk, summary: TopScores | None, log_sum: Tensor, k: Tensor) -> tuple[Tensor, Tensor]:
         batch = chunk.batch
 
         def by_summary(threshold: Tensor) -> tuple[Tensor, Tensor]:
-            return batch.sum(torch.stack(seen.sums(threshold))).unbind()
+            return batch.sum(torch.stack(summary.sums(threshold))).unbind()
 
         def by_sweep(threshold: Tensor) -> tuple[Tensor, Tensor]:
-            sums = k.new_zeros(2, len(k))
-            for _, scores, out in chunk.sweep():
-                probability = torch.add(self.alpha * threshold[:, None], scores, alpha=self.alpha, out=out).sigmoid_()
-                sums[0] += probability.sum(dim=1)
-                sums[1] += probability.addcmul_(probability, probability, value=-1).sum(dim=1)
-            sums[1] *= self.alpha
-            return batch.sum(sums).unbind()
+            return batch.sum(torch.stack(chunk.sigmoid_sums(threshold, self.alpha))).unbind()
 
         lower = (k.log() - log_sum) / self.alpha  # below the root, as sigma(u) < exp(u)
         upper = torch.full_like(lower, torch.inf)
+        if summary is None:
+            return solve_threshold(by_sweep, lower, lower, upper, k)
         threshold, slope = solve_threshold(by_summary, lower, lower, upper, k)
         tolerance = 2e-6 if k.dtype == torch.float32 else 1e-12
-        if bool((batch.sum(seen.error(threshold)) > tolerance * k).any()):
+        if bool((batch.sum(summary.error(threshold)) > tolerance * k).any()):
             threshold, slope = solve_threshold(by_sweep, threshold, lower, upper, k)
         return threshold, slope
 
@@ -320,7 +298,8 @@ class _LogDenominators(torch.autograd.Function):
         (result,) = ctx.saved_tensors
         gradients = Gradients.empty(ctx.batch, *ctx.needs_input_grad[:2])
         for chunk in ctx.batch.chunks():
-            chunk.accumulate(_LogSumExp(), (result[chunk.rows],), grad[chunk.rows], None, gradients)
+            derivative = _LogSumExp().derivative((result[chunk.rows],), grad[chunk.rows])
+            chunk.accumulate(derivative, chunk.new_full(0)[:0], gradients)
         return (*gradients.finish(ctx.batch), None)
 
 
@@ -403,6 +382,12 @@ def _read(
     )
     batch = Batch(queries.detach(), labels.detach(), scale, pairs, hidden, plan, group)
     return _Task(batch, queries, labels, active, weights, all_reduce(visible, group))
+
+
+def _over_ranks(chunk: Chunk, largest: Tensor, total: Tensor) -> Tensor:
+    """The log-sum-exp (R,) of all ranks from the largest value and the scaled sum of each."""
+    overall = chunk.batch.max(largest)  # (R,)
+    return overall + chunk.batch.sum(total * (largest - overall).exp()).log()
 
 
 def _info_nce_terms(task: _Task, num_rows: float | Tensor | None) -> Callable[..., Tensor]:

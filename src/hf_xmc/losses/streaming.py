@@ -10,15 +10,20 @@ Axes: B queries, L labels (of this rank), D dims, R rows of one chunk, T labels 
 
 from __future__ import annotations
 
+import importlib.util
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from enum import IntEnum
 from functools import lru_cache
 from pathlib import Path
+from types import ModuleType
 from typing import Any, Protocol
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
+
+from hf_xmc.losses.top_scores import TopScores
 
 Csr = tuple[Tensor, Tensor] | tuple[Tensor, Tensor, Tensor]
 
@@ -68,7 +73,7 @@ def make_plan(
     num_chunks = max(1, -(-num_queries // max(1, rows)))
     rows = max(1, -(-num_queries // num_chunks))
     entries = CPU_TILE_ENTRIES if kind == "cpu" else budget // itemsize
-    columns = min(max(entries // rows // 32 * 32, 128), 1024 if kind == "cpu" else 2**16)
+    columns = min(max(entries // rows // 128 * 128, 128), 1024 if kind == "cpu" else 2**16)
     return Plan(rows, columns, keep)
 
 
@@ -129,14 +134,43 @@ def read_csr(csr: Csr, num_rows: int, num_labels: int, like: Tensor, name: str) 
     return Pairs(rows, indices, weights)[order]
 
 
+class Shape(IntEnum):
+    """The functions that derivatives are made of; BELL is sigma (1 - sigma)."""
+
+    EXP = 0
+    SIGMOID = 1
+    BELL = 2
+
+
+@dataclass(frozen=True)
+class Derivative:
+    """dloss/dS = sum_k factor_k shape(alpha S + offset_k), but for the positives' own part; offset, factor (R, K)."""
+
+    shape: Shape
+    alpha: float
+    offset: Tensor
+    factor: Tensor
+
+    def of(self, scores: Tensor, out: Tensor) -> Tensor:
+        """The derivative (R, T) for a tile of scores; overwrites out, which may be the scores."""
+        parts = []
+        for offset, factor in zip(self.offset.split(1, dim=1), self.factor.split(1, dim=1), strict=True):
+            part = torch.add(offset, scores, alpha=self.alpha, out=out if self.offset.shape[1] == 1 else None)
+            part = part.exp_() if self.shape == Shape.EXP else part.sigmoid_()
+            if self.shape == Shape.BELL:
+                part.addcmul_(part, part, value=-1)
+            parts.append(part.mul_(factor))
+        return parts[0] if len(parts) == 1 else torch.stack(parts).sum(dim=0)
+
+
 class Statistic(Protocol):
-    """One number (or one per k) for each row, from which and the positives' scores the loss follows."""
+    """A number for each row (or one per k), from which and the positives' scores the loss follows."""
 
-    def observe(self, chunk: Chunk) -> Any:
-        """The statistic, (R,) or (R, K) tensor first, and whatever `gradient` needs, after a sweep over the labels."""
+    def observe(self, chunk: Chunk) -> tuple[Tensor, ...]:
+        """The statistic, (R,) or (R, K), and whatever else `derivative` needs, by sweeps over the labels."""
 
-    def gradient(self, scores: Tensor, observed: Any, grad: Tensor, out: Tensor) -> Tensor:
-        """sum_k grad_k dstatistic_k/dscores for a tile (R, T), written to out, which may be scores."""
+    def derivative(self, observed: tuple[Tensor, ...], grad: Tensor) -> Derivative:
+        """How the loss changes with a score, given dloss/dstatistic (R,) or (R, K)."""
 
 
 @dataclass(frozen=True)
@@ -167,7 +201,8 @@ class Batch:
 
     def chunks(self) -> Iterator[Chunk]:
         rows, columns = self.plan.rows, self.plan.columns
-        buffer = self.queries.new_empty(rows * columns, dtype=self.wide)
+        # The kernels keep their tiles on the chip.
+        buffer = self.queries.new_empty(0 if self.kernels else rows * columns, dtype=self.wide)
         kept = buffer.new_empty(rows, len(self.labels)) if self.plan.keep_scores else None
         for start in range(0, len(self.queries), rows):
             yield Chunk(self, slice(start, min(start + rows, len(self.queries))), buffer, kept)
@@ -177,6 +212,11 @@ class Batch:
 
     def max(self, tensor: Tensor) -> Tensor:
         return all_reduce(tensor, self.group, dist.ReduceOp.MAX)
+
+    @property
+    def kernels(self) -> ModuleType | None:
+        """The kernels that replace score tiles in memory, where they can run."""
+        return None if self.plan.keep_scores else find_kernels(self.queries)
 
     @property
     def num_ranks(self) -> int:
@@ -198,6 +238,14 @@ class Chunk:
         self.hidden = _within(batch.hidden, rows)
         num_labels, width = len(batch.labels), batch.plan.columns
         self.tiles = [slice(start, min(start + width, num_labels)) for start in range(0, num_labels, width)]
+        self._kernels = batch.kernels
+        if self._kernels is not None:
+            # On a GPU the operands' type is the labels' own, so this copies nothing.
+            self._operands = self._labels(slice(None))
+            self._hidden_buckets, self._positive_buckets = (
+                self._kernels.Buckets.of(pairs.rows, pairs.columns, len(self), num_labels)
+                for pairs in (self.hidden, self.positives)
+            )
         self._hidden_of_tile = self._split(self.hidden)
         self._positives_of_tile = self._split(self.positives)
         self._buffer = buffer
@@ -207,17 +255,58 @@ class Chunk:
     def __len__(self) -> int:
         return len(self.queries)
 
-    def sweep(self) -> Iterator[tuple[int, Tensor, Tensor]]:
-        """(tile number, its scores (R, T) with -inf at hidden pairs, a tensor (R, T) to write to) for every tile.
+    def log_sum_exp(self, alpha: float = 1.0) -> tuple[Tensor, Tensor]:
+        """m (R,), the largest alpha S of this rank or the least float if all are hidden, and sum exp(alpha S - m)."""
+        if self._kernels is not None:
+            scale = alpha * self.batch.scale
+            return self._kernels.log_sum_exp(self.queries, self._operands, scale, self._hidden_buckets)
+        largest = self.new_full(torch.finfo(self.batch.wide).min)  # finite, so that no -inf - -inf arises
+        total = self.new_full(0)  # (R,)
+        for scores, out in self.sweep():
+            scores = scores if alpha == 1 else torch.mul(scores, alpha, out=out)
+            before, largest = largest, torch.maximum(largest, scores.amax(dim=1))
+            total.mul_((before - largest).exp_())
+            total += torch.sub(scores, largest[:, None], out=out).exp_().sum(dim=1)
+        return largest, total
 
-        The last may be the scores themselves: read those first.
+    def sigmoid_sums(self, threshold: Tensor, alpha: float) -> tuple[Tensor, Tensor]:
+        """sum_j sigma(alpha (S_j + t)) over this rank and its derivative in t, for t (R,), each (R,)."""
+        offset = alpha * threshold
+        if self._kernels is not None:
+            total, slope = self._kernels.sigmoid_sums(
+                self.queries, self._operands, self.batch.scale, self._hidden_buckets, offset, alpha
+            )
+            return total, alpha * slope
+        total, slope = self.new_full(0), self.new_full(0)
+        for scores, out in self.sweep():
+            probability = torch.add(offset[:, None], scores, alpha=alpha, out=out).sigmoid_()  # (R, T)
+            total += probability.sum(dim=1)
+            slope += probability.addcmul_(probability, probability, value=-1).sum(dim=1)
+        return total, alpha * slope
+
+    def top_scores(self, num_top: int, alpha: float) -> TopScores | None:
+        """A summary of this rank's scores; None where the kernels sweep faster than one could select."""
+        if self._kernels is not None:
+            return None
+        summary = TopScores(len(self), min(num_top, max(1, len(self.batch.labels))), alpha, self.new_full(0))
+        for scores, _ in self.sweep():
+            summary.add(scores)
+        summary.finish()
+        return summary
+
+    def sweep(self) -> Iterator[tuple[Tensor, Tensor]]:
+        """For every tile its scores (R, T) with -inf at hidden pairs, and a tensor (R, T) to write to.
+
+        The second may be the scores themselves: read those first.
         """
+        if not len(self._buffer):
+            self._buffer = self.new_full(0).new_empty(len(self) * self.batch.plan.columns)
         for number, tile in enumerate(self.tiles):
             out = self._buffer[: len(self) * (tile.stop - tile.start)].view(len(self), -1)  # (R, T)
             scores = out if self._kept is None else self._kept[:, tile]
             if self._kept is None or not self._swept:
                 self._score(number, scores)
-            yield number, scores, out
+            yield scores, out
         self._swept = True
 
     def positive_scores(self) -> Tensor:
@@ -233,27 +322,11 @@ class Chunk:
         """(R,) of one value."""
         return self.queries.new_full((len(self),), value, dtype=self.batch.wide)
 
-    def accumulate(
-        self, statistic: Statistic, observed: Any, grad: Tensor, grad_positives: Tensor | None, gradients: Gradients
-    ) -> None:
-        """Sweep once more and add to the gradients of queries and labels.
-
-        Args:
-            statistic, observed: what `observe` found.
-            grad: dloss/dstatistic, (R,) or (R, K).
-            grad_positives: (nnz,) dloss/dscores of the positives.
-            gradients: what to add to.
-        """
+    def accumulate(self, derivative: Derivative, grad_positives: Tensor, gradients: Gradients) -> None:
+        """Sweep once more and add to the gradients, given dloss/dscores and the positives' own part of it (nnz,)."""
         scale, wide = self.batch.scale, self.batch.wide
         grad_queries = None if gradients.queries is None else gradients.queries[self.rows]  # (R, D)
-        for number, scores, out in self.sweep():
-            tile, own = self.tiles[number], self._positives_of_tile[number]
-            tile_grad = statistic.gradient(scores, observed, grad, out)  # (R, T)
-            if own.stop > own.start:
-                pairs = self.positives[own]
-                place = (pairs.rows, pairs.columns - tile.start)
-                tile_grad.index_put_(place, grad_positives[own].to(tile_grad.dtype), accumulate=True)
-            operand = tile_grad.to(self.queries.dtype)  # (R, T)
+        for tile, operand in self._derivative_tiles(derivative, grad_positives):
             if grad_queries is not None:
                 labels = self._labels(tile)
                 if operand.dtype == wide:
@@ -274,6 +347,22 @@ class Chunk:
             if gradients.label_norms is not None:
                 gradients.label_norms[tile] = grad_labels.norm(dim=1)
 
+    def _derivative_tiles(self, derivative: Derivative, grad_positives: Tensor) -> Iterator[tuple[slice, Tensor]]:
+        """(tile, dloss/dscores (R, T) as the products read it) for every tile."""
+        if self._kernels is not None:
+            pairs = (self._hidden_buckets, self._positive_buckets, grad_positives)
+            shape = (int(derivative.shape), derivative.alpha, derivative.offset, derivative.factor)
+            for tile in self.tiles:
+                inputs = (self.queries, self._operands, self.batch.scale)
+                yield tile, self._kernels.derivative_tile(*inputs, *pairs, *shape, tile)
+            return
+        for tile, own, (scores, out) in zip(self.tiles, self._positives_of_tile, self.sweep(), strict=True):
+            result = derivative.of(scores, out)  # (R, T)
+            if own.stop > own.start:
+                pairs = self.positives[own]
+                result.index_put_((pairs.rows, pairs.columns - tile.start), grad_positives[own], accumulate=True)
+            yield tile, result.to(self.queries.dtype)
+
     def _labels(self, tile: slice) -> Tensor:
         return self.batch.labels[tile].to(self.batch.operand)  # (T, D)
 
@@ -289,7 +378,7 @@ class Chunk:
             out[pairs.rows, pairs.columns - tile.start] = -torch.inf
 
     def _split(self, pairs: Pairs) -> list[slice]:
-        starts = torch.tensor([tile.start for tile in self.tiles], device=pairs.columns.device)
+        starts = torch.tensor([tile.start for tile in self.tiles], dtype=torch.int64, device=pairs.columns.device)
         edges = [*torch.searchsorted(pairs.columns, starts).tolist(), len(pairs)]
         return [slice(*pair) for pair in zip(edges, edges[1:], strict=False)]
 
@@ -358,7 +447,7 @@ class StreamedLoss(torch.autograd.Function):
             grad = batch.sum(grads[0])
             if grad_prior is not None:
                 grad_prior[chunk.rows] = batch.sum(grads[2])
-            chunk.accumulate(statistic, observed, grad, grads[1], gradients)
+            chunk.accumulate(statistic.derivative(observed, grad), grads[1], gradients)
         ctx.gradients = (*gradients.finish(batch), grad_prior)
         return batch.sum(loss)
 
@@ -379,6 +468,13 @@ def multiply(left: Tensor, right: Tensor) -> Tensor:
     if left.is_cuda:
         return torch.mm(left, right, out_dtype=torch.float32)
     return torch.mm(left, right).float()
+
+
+def find_kernels(queries: Tensor) -> ModuleType | None:
+    """The Triton kernels, where it is installed and the queries are on a GPU in a type they compute in."""
+    if not queries.is_cuda or queries.dtype == torch.float64 or importlib.util.find_spec("triton") is None:
+        return None
+    return importlib.import_module("hf_xmc.losses.triton_kernels")
 
 
 @lru_cache(maxsize=1)
