@@ -218,7 +218,7 @@ def test_several_k_give_the_mean_and_a_tensor_gives_one_k_per_row() -> None:
 @pytest.mark.parametrize(
     ("num_labels", "k"), [(10, 5), (1_000, 5), (1_000, 100), (131_072, 5), (1_305_265, 5), (1_305_265, 100)]
 )
-@pytest.mark.parametrize("spread", [0.0, 0.1, 1.0, 20.0])
+@pytest.mark.parametrize("spread", [0.0, 0.1, 5.0])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_threshold_probabilities_sum_to_k(num_labels: int, spread: float, k: int, dtype: torch.dtype) -> None:
     scores = spread * torch.randn(1, num_labels, dtype=dtype)

@@ -17,19 +17,21 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from hf_xmc.losses import blockwise, functional, streaming
-
 pytestmark = pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="Triton is not installed")
 
 # Two blocks of rows, three tiles of labels, and a width that is no multiple of a block in any direction.
-NUM_ROWS, NUM_LABELS, DIM, SCALE = 150, 300, 40, 20.0
+NUM_ROWS, NUM_LABELS, DIM, SCALE = 131, 260, 40, 20.0
+KERNELS = Path(__file__).parents[2] / "src" / "hf_xmc" / "losses" / "triton_kernels.py"
 DTYPES = [torch.float32, torch.bfloat16]
-NAMES = ["decoupled_softmax", "info_nce", "binary_cross_entropy", "soft_top_k"]
+NAMES = {
+    torch.float32: ["decoupled_softmax", "info_nce", "binary_cross_entropy", "soft_top_k"],
+    torch.bfloat16: ["decoupled_softmax"],
+}
 SHAPES = ["EXP", "SIGMOID", "BELL"]
 
 
 def inputs(dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Queries, labels, hidden pairs, positives; row 7 has everything hidden, row 149 and label 299 are a positive."""
+    """Queries, labels, hidden pairs, positives: row 7 is all hidden, the last label is a positive of the last row."""
     generator = torch.Generator().manual_seed(0)
     queries, labels = (F.normalize(torch.randn(n, DIM, generator=generator), dim=1) for n in (NUM_ROWS, NUM_LABELS))
     hidden = torch.rand(NUM_ROWS, NUM_LABELS, generator=generator) < 0.02
@@ -46,6 +48,7 @@ def csr(mask: Tensor) -> tuple[Tensor, Tensor]:
 
 def interpret(path: str) -> None:
     """What the kernels give and what torch gives in float64, by name."""
+    from hf_xmc.losses import blockwise, functional, streaming
     from hf_xmc.losses import triton_kernels as kernels
 
     streaming.find_kernels = lambda queries: kernels
@@ -72,14 +75,14 @@ def interpret(path: str) -> None:
                 kernels.derivative_tile(
                     queries, labels, SCALE, *buckets, grads, int(shape), 0.5, offsets, factors, slice(start, stop)
                 )
-                for start, stop in ((0, 128), (128, 300))
+                for start, stop in ((0, 128), (128, NUM_LABELS))
             ]
             derivative = streaming.Derivative(shape, 0.5, offsets.double(), factors.double())
             expected = derivative.of(masked, torch.empty_like(masked))
             expected[pairs] += grads
             results[shape.name, dtype] = (torch.cat(tiles, dim=1), expected)
-        for name in NAMES:
-            options = {"k": [2, 5]} if name == "soft_top_k" else {}
+        for name in NAMES[dtype]:
+            options = {"k": 5} if name == "soft_top_k" else {}
             leaves = [part.clone().requires_grad_() for part in (queries, labels)]
             loss = getattr(blockwise, name)(*leaves, csr(positives), scale=SCALE, excluded=csr(hidden), **options)
             loss.backward()
@@ -99,7 +102,10 @@ def compile_for_hopper() -> None:
     from triton.backends.compiler import GPUTarget
     from triton.compiler import ASTSource
 
-    from hf_xmc.losses import triton_kernels as kernels
+    # The file alone: the package around it takes longer to import than the kernels to compile.
+    spec = importlib.util.spec_from_file_location("triton_kernels", KERNELS)
+    kernels = sys.modules["triton_kernels"] = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(kernels)
 
     pointers = {"hidden_rows": "*i32", "hidden_columns": "*i32", "hidden_starts": "*i64"}
     pointers |= {name.replace("hidden", "positive"): kind for name, kind in pointers.items()}
@@ -115,7 +121,7 @@ def compile_for_hopper() -> None:
         "WIDEN": False,
     }
     variants = [(kernels._reduce_kernel, {"SIGMOIDS": flag}) for flag in (True, False)]
-    variants += [(kernels._derivative_kernel, {"SHAPE": int(shape), "K": 1}) for shape in streaming.Shape]
+    variants += [(kernels._derivative_kernel, {"SHAPE": shape.value, "K": 1}) for shape in (kernels.EXP, kernels.BELL)]
     for kernel, own in variants:
         constants = shared | own
         names = kernel.arg_names
@@ -148,9 +154,8 @@ def test_kernels_equal_torch(results: dict, name: str, dtype: torch.dtype) -> No
     torch.testing.assert_close(found.double(), expected, atol=tolerance, rtol=tolerance)
 
 
-@pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("name", NAMES)
-def test_losses_through_the_kernels_equal_dense_ones(results: dict, name: str, dtype: torch.dtype) -> None:
+@pytest.mark.parametrize(("dtype", "name"), [(dtype, name) for dtype in DTYPES for name in NAMES[dtype]])
+def test_losses_through_the_kernels_equal_dense_ones(results: dict, dtype: torch.dtype, name: str) -> None:
     found, expected = results[name, dtype]
     assert expected[1:].abs().max() > 1e-3
     tolerance = 1e-2 if dtype == torch.bfloat16 else 3e-6

@@ -218,7 +218,7 @@ class _LogSumExp:
     def observe(self, chunk: Chunk) -> tuple[Tensor]:
         return (_over_ranks(chunk, *chunk.log_sum_exp()),)
 
-    def derivative(self, observed: tuple[Tensor], grad: Tensor) -> Derivative:
+    def derivative(self, observed: tuple[Tensor, ...], grad: Tensor) -> Derivative:
         (own,) = observed
         # A row without visible labels has S = a = -inf; with a = 0 its derivative is exp(-inf) = 0.
         return Derivative(Shape.EXP, 1.0, -own.masked_fill(own == -torch.inf, 0)[:, None], grad[:, None])
@@ -233,7 +233,7 @@ class _SoftplusSum:
             total -= F.logsigmoid(-scores).sum(dim=1)
         return (chunk.batch.sum(total),)
 
-    def derivative(self, observed: tuple[Tensor], grad: Tensor) -> Derivative:
+    def derivative(self, observed: tuple[Tensor, ...], grad: Tensor) -> Derivative:
         return Derivative(Shape.SIGMOID, 1.0, torch.zeros_like(grad)[:, None], grad[:, None])
 
 
@@ -256,28 +256,27 @@ class _Threshold:
         thresholds, slopes = zip(*found, strict=True)
         return torch.stack(thresholds, dim=1), torch.stack(slopes, dim=1) / self.alpha
 
-    def derivative(self, observed: tuple[Tensor, Tensor], grad: Tensor) -> Derivative:
+    def derivative(self, observed: tuple[Tensor, ...], grad: Tensor) -> Derivative:
         threshold, slope = observed
         # On a plateau v and its sum underflow together: 0 / 0 becomes 0.
         factor = -grad / slope.clamp_min(torch.finfo(slope.dtype).tiny)  # (R, K)
         return Derivative(Shape.BELL, self.alpha, self.alpha * threshold, factor)
 
     def _solve(self, chunk: Chunk, summary: TopScores | None, log_sum: Tensor, k: Tensor) -> tuple[Tensor, Tensor]:
-        batch = chunk.batch
-
-        def by_summary(threshold: Tensor) -> tuple[Tensor, Tensor]:
-            return batch.sum(torch.stack(summary.sums(threshold))).unbind()
+        def over_ranks(total: Tensor, slope: Tensor) -> tuple[Tensor, Tensor]:
+            both = chunk.batch.sum(torch.stack([total, slope]))
+            return both[0], both[1]
 
         def by_sweep(threshold: Tensor) -> tuple[Tensor, Tensor]:
-            return batch.sum(torch.stack(chunk.sigmoid_sums(threshold, self.alpha))).unbind()
+            return over_ranks(*chunk.sigmoid_sums(threshold, self.alpha))
 
         lower = (k.log() - log_sum) / self.alpha  # below the root, as sigma(u) < exp(u)
         upper = torch.full_like(lower, torch.inf)
         if summary is None:
             return solve_threshold(by_sweep, lower, lower, upper, k)
-        threshold, slope = solve_threshold(by_summary, lower, lower, upper, k)
+        threshold, slope = solve_threshold(lambda t: over_ranks(*summary.sums(t)), lower, lower, upper, k)
         tolerance = 2e-6 if k.dtype == torch.float32 else 1e-12
-        if bool((batch.sum(summary.error(threshold)) > tolerance * k).any()):
+        if bool((chunk.batch.sum(summary.error(threshold)) > tolerance * k).any()):
             threshold, slope = solve_threshold(by_sweep, threshold, lower, upper, k)
         return threshold, slope
 

@@ -350,11 +350,11 @@ class Chunk:
     def _derivative_tiles(self, derivative: Derivative, grad_positives: Tensor) -> Iterator[tuple[slice, Tensor]]:
         """(tile, dloss/dscores (R, T) as the products read it) for every tile."""
         if self._kernels is not None:
-            pairs = (self._hidden_buckets, self._positive_buckets, grad_positives)
+            own_pairs = (self._hidden_buckets, self._positive_buckets, grad_positives)
             shape = (int(derivative.shape), derivative.alpha, derivative.offset, derivative.factor)
             for tile in self.tiles:
                 inputs = (self.queries, self._operands, self.batch.scale)
-                yield tile, self._kernels.derivative_tile(*inputs, *pairs, *shape, tile)
+                yield tile, self._kernels.derivative_tile(*inputs, *own_pairs, *shape, tile)
             return
         for tile, own, (scores, out) in zip(self.tiles, self._positives_of_tile, self.sweep(), strict=True):
             result = derivative.of(scores, out)  # (R, T)
@@ -494,7 +494,7 @@ def _within(pairs: Pairs, rows: slice) -> Pairs:
 
 
 def all_reduce(
-    tensor: Tensor, group: dist.ProcessGroup | None, operation: dist.ReduceOp = dist.ReduceOp.SUM
+    tensor: Tensor, group: dist.ProcessGroup | None, operation: dist.ReduceOp.RedOpType = dist.ReduceOp.SUM
 ) -> Tensor:
     """A new tensor, reduced over the ranks of a group; without a group the tensor itself."""
     if group is not None:

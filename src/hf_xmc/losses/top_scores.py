@@ -7,7 +7,6 @@ e^x - e^2x + e^3x to (k/(m-k))^3, so the m best scores and three power sums of t
 from __future__ import annotations
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 NUM_POWERS = 3
@@ -87,7 +86,7 @@ class TopScores:
 
     def _power_sums(self, below: Tensor) -> Tensor:
         """(R, 3) from reference - scores (R, T), whose entries under 0 do not count. Overwrites its argument."""
-        power = F.threshold_(below, -torch.finfo(below.dtype).tiny, torch.inf).mul_(-self.alpha).exp_()
+        power = torch.threshold_(below, -torch.finfo(below.dtype).tiny, torch.inf).mul_(-self.alpha).exp_()
         first = power.sum(dim=1)
         square = power * power
         return torch.stack([first, square.sum(dim=1), square.mul_(power).sum(dim=1)], dim=1)
@@ -107,7 +106,8 @@ class TopScores:
 def _negative_entries(values: Tensor) -> tuple[Tensor, Tensor]:
     """Rows, ascending, and columns of the entries under 0. Looks only into groups of columns whose minimum is."""
     if values.shape[1] % GROUP:
-        return (values < 0).nonzero(as_tuple=True)
+        rows, columns = (values < 0).nonzero(as_tuple=True)
+        return rows, columns
     groups = values.view(len(values), -1, GROUP)  # (R, T / 32, 32)
     rows, columns = (groups.amin(dim=2) < 0).nonzero(as_tuple=True)
     opened = groups[rows, columns]  # (n, 32)
