@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import argparse
+import os
 from collections.abc import Sequence
 from dataclasses import fields
 from pathlib import Path
 from typing import Any, TypeVar
 
+import torch
 import yaml
 from transformers import HfArgumentParser
 
@@ -51,7 +53,14 @@ def read_recipe_config(
     if unknown := sorted(set(values) - known):
         own = sorted(f.name for f in fields(recipe_arguments))
         raise ValueError(f"unknown field(s) {unknown}; the recipe has {own} and all fields of XMCTrainingArguments")
+    share_cores()
     return HfArgumentParser((recipe_arguments, XMCTrainingArguments)).parse_dict(values)
+
+
+def share_cores() -> None:
+    """Give this process its share of the machine's cores: ``accelerate launch`` leaves each process one thread."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    torch.set_num_threads(max(1, cores // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))))
 
 
 def _read_yaml(path: str) -> dict[str, Any]:

@@ -12,11 +12,11 @@ sys.path.insert(0, str(Path(__file__).parent.parent))
 import numpy as np
 import torch
 from accelerate import PartialState
-from conftest import make_words_data
+from conftest import WORDS, make_words_data
 from torch.nn.parallel import DistributedDataParallel
 
 from hf_xmc import XMCDataCollator, XMCEncoder, XMCTrainer, XMCTrainingArguments
-from hf_xmc.losses import DecoupledSoftmaxLoss
+from hf_xmc.losses import AllLabelsLoss, CachedDecoupledSoftmaxLoss, DecoupledSoftmaxLoss, UnifiedLoss
 
 out = Path(sys.argv[1])
 state = PartialState(cpu=True)
@@ -37,21 +37,42 @@ record = {
     "world_size": torch.distributed.get_world_size() if torch.distributed.is_initialized() else 1,
     "rows_with_a_positive": sum(bool(rows[i]["label_ids"]) for i in share),
 }
+MAKERS = {
+    "pool": lambda model: DecoupledSoftmaxLoss(model),
+    "cached": lambda model: CachedDecoupledSoftmaxLoss(model, mini_batch_size=3),
+    "all_labels": lambda model: AllLabelsLoss(model, WORDS, mini_batch_size=4),
+    "unified": lambda model: UnifiedLoss(model, symmetric_weight=0.5, bce_weight=1.0),
+}
 for dtype in (torch.float64, torch.float32):
-    model = new_model(dtype)
-    collator = XMCDataCollator(
-        preprocess_fn=model.preprocess, label_texts=data.label_texts, filters=data.filter_csr("train")
-    )
-    batch = collator([rows[i] for i in share])
-    features = [{k.removeprefix(p): v for k, v in batch.items() if k.startswith(p)} for p in ("query_", "candidate_")]
-    loss = DecoupledSoftmaxLoss(model)
-    if world_size > 1:
-        loss.model = DistributedDataParallel(model, find_unused_parameters=True)
-    value = loss(features, batch["label"])
-    value.backward()
-    gradients = {name: p.grad.numpy() for name, p in model.named_parameters() if p.grad is not None}
-    np.savez(out / f"gradients-{dtype}-{rank}.npz", **gradients)
-    record[f"loss-{dtype}"] = value.item()
+    for kind, make in MAKERS.items():
+        model = new_model(dtype)
+        if kind == "unified":
+            torch.manual_seed(0)
+            model.add_classifier(len(WORDS), 8, encoder_dimension=12, dropout=0)
+            model.to(dtype)
+            model.label_classifier.double() if dtype is torch.float64 else None
+        collator = XMCDataCollator(
+            preprocess_fn=model.preprocess,
+            label_texts=data.label_texts,
+            filters=data.filter_csr("train"),
+            pool=kind != "all_labels",
+        )
+        batch = collator([rows[i] for i in share])
+        features = [
+            {k.removeprefix(p): v for k, v in batch.items() if k.startswith(p)}
+            for p in ("query_", "candidate_")
+            if f"{p}input_ids" in batch
+        ]
+        loss = make(model)
+        if world_size > 1:
+            loss.model = DistributedDataParallel(model, find_unused_parameters=True)
+        value = loss(features, batch["label"])
+        value = sum(value.values()) if isinstance(value, dict) else value
+        value.backward()
+        used = {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
+        gradients = {name: (g.to_dense() if g.is_sparse else g).numpy() for name, g in used.items()}
+        np.savez(out / f"{kind}-{dtype}-{rank}.npz", **gradients)
+        record[f"{kind}-{dtype}"] = value.item()
 
 # The trainer, with the same global batch of 8 rows.
 model = new_model(torch.float64)

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import subprocess
@@ -188,14 +189,17 @@ def test_two_processes_equal_one_with_the_same_global_batch(tmp_path: Path) -> N
         assert [rank["world_size"] for rank in ranks] == [world_size] * world_size
     (one,), two = runs[1], runs[2]
     assert two[0]["rows_with_a_positive"] != two[1]["rows_with_a_positive"]
-    for dtype, tolerance in (("torch.float64", 1e-9), ("torch.float32", 1e-5)):
-        assert abs(one[f"loss-{dtype}"] - np.mean([rank[f"loss-{dtype}"] for rank in two])) < tolerance
-        reference = np.load(tmp_path / "1" / f"gradients-{dtype}-0.npz")
+    for kind, (dtype, tolerance) in itertools.product(
+        ("pool", "cached", "all_labels", "unified"), (("torch.float64", 1e-9), ("torch.float32", 1e-5))
+    ):
+        assert abs(one[f"{kind}-{dtype}"] - np.mean([rank[f"{kind}-{dtype}"] for rank in two])) < tolerance
+        reference = np.load(tmp_path / "1" / f"{kind}-{dtype}-0.npz")
         assert sum(np.abs(reference[name]).max() > 1e-3 for name in reference.files) > 5
         for rank in range(2):
-            gradients = np.load(tmp_path / "2" / f"gradients-{dtype}-{rank}.npz")
+            gradients = np.load(tmp_path / "2" / f"{kind}-{dtype}-{rank}.npz")
             for name in reference.files:
-                np.testing.assert_allclose(gradients[name], reference[name], atol=tolerance, rtol=0, err_msg=name)
+                message = f"{kind} {dtype} {name}"
+                np.testing.assert_allclose(gradients[name], reference[name], atol=tolerance, rtol=0, err_msg=message)
     # The trainer itself, three steps of AdamW: equal weights on every rank and for both numbers of processes.
     for rank in two:
         np.testing.assert_allclose(rank["weights"], one["weights"], atol=1e-7, rtol=0)

@@ -43,6 +43,7 @@ class XMCDataCollator(BaseDataCollator):
         epoch: (1,) int64 shared tensor with the number of the epoch; written by a callback.
         seed: Draws depend on the seed, the epoch and the rows of the batch alone, so that they are the same for any
             number of workers and after a resume.
+        pool: Whether candidates are drawn at all; not for losses over all labels.
     """
 
     label_texts: pa.Array = None
@@ -54,6 +55,7 @@ class XMCDataCollator(BaseDataCollator):
     mined: torch.Tensor | None = None
     epoch: torch.Tensor = field(default_factory=lambda: torch.zeros(1, dtype=torch.int64).share_memory_())
     seed: int = 0
+    pool: bool = True
 
     def __post_init__(self) -> None:
         if self.label_texts is None:
@@ -64,21 +66,16 @@ class XMCDataCollator(BaseDataCollator):
     def __call__(self, rows: list[dict[str, Any]]) -> dict[str, Any]:
         positives = [np.asarray(row["label_ids"], dtype=np.int64) for row in rows]
         row_ids = np.asarray([row.get("row", number) for number, row in enumerate(rows)], dtype=np.int64)
-        candidate_ids = self.draw_pool(positives, row_ids)
-
         batch: dict[str, Any] = {}
         if "dataset_name" in rows[0]:
             batch["dataset_name"] = rows[0]["dataset_name"]
         prompts = self._resolve_prompts(batch)
-        texts = {
-            "query": [row["text"] for row in rows],
-            "candidate": self.label_texts.take(pa.array(candidate_ids)).to_pylist(),
-        }
-        for column, task in (("query", "query"), ("candidate", "document")):
-            prompt = self._get_prompt_for_column(prompts, column)
-            for key, value in self.preprocess_fn(texts[column], prompt=prompt, task=task).items():
-                batch[f"{column}_{key}"] = value
-        batch["candidate_ids"] = torch.from_numpy(candidate_ids)  # (C,)
+        batch |= self._tokens("query", "query", [row["text"] for row in rows], prompts)
+        if self.pool:
+            candidate_ids = self.draw_pool(positives, row_ids)
+            texts = self.label_texts.take(pa.array(candidate_ids)).to_pylist()
+            batch |= self._tokens("candidate", "document", texts, prompts)
+            batch["candidate_ids"] = torch.from_numpy(candidate_ids)  # (C,)
         batch["label"] = pad(positives)  # (B, P)
         if "label_weights" in rows[0]:
             weights = [np.asarray(row["label_weights"], dtype=np.float32) for row in rows]
@@ -87,6 +84,10 @@ class XMCDataCollator(BaseDataCollator):
             indptr, indices = self.filters
             batch["query_filter_ids"] = pad([indices[indptr[i] : indptr[i + 1]].astype(np.int64) for i in row_ids])
         return batch
+
+    def _tokens(self, column: str, task: str, texts: list[str], prompts: Any) -> dict[str, Any]:
+        tokens = self.preprocess_fn(texts, prompt=self._get_prompt_for_column(prompts, column), task=task)
+        return {f"{column}_{key}": value for key, value in tokens.items()}
 
     def draw_pool(self, positives: list[np.ndarray], row_ids: np.ndarray) -> np.ndarray:
         """Candidates of a batch; positives: B arrays of label ids, row_ids: (B,). Returns (C,) int64, ascending."""

@@ -2,6 +2,21 @@
 
 from __future__ import annotations
 
+from hf_xmc.losses.all_labels import AllLabelsLoss
+from hf_xmc.losses.binary_cross_entropy import BinaryCrossEntropyLoss
+from hf_xmc.losses.cached import CachedDecoupledSoftmaxLoss, CachedSoftTopKLoss
 from hf_xmc.losses.decoupled_softmax import DecoupledSoftmaxLoss
+from hf_xmc.losses.info_nce import InfoNCELoss
+from hf_xmc.losses.soft_top_k import SoftTopKLoss
+from hf_xmc.losses.unified import UnifiedLoss
 
-__all__ = ["DecoupledSoftmaxLoss"]
+__all__ = [
+    "AllLabelsLoss",
+    "BinaryCrossEntropyLoss",
+    "CachedDecoupledSoftmaxLoss",
+    "CachedSoftTopKLoss",
+    "DecoupledSoftmaxLoss",
+    "InfoNCELoss",
+    "SoftTopKLoss",
+    "UnifiedLoss",
+]

@@ -12,6 +12,8 @@ import torch.nn.functional as F
 from sentence_transformers.util import all_gather
 from torch import Tensor, nn
 
+from hf_xmc.losses.embedding import embed
+
 PAD = -1
 
 
@@ -103,6 +105,31 @@ def _mix(x: Tensor) -> Tensor:
     return (x ^ (x >> 29)) * 0x14D049BB133111EB | 1
 
 
+def is_distributed() -> bool:
+    """Whether there is more than one rank."""
+    return dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
+
+
+def pad_gather(rows: Tensor, fill: float, with_grad: bool = False) -> Tensor:
+    """The rows of all ranks, one rank after the other.
+
+    Args:
+        rows: (n_rank, P) or (n_rank,); both sizes may differ between ranks and are padded to the largest.
+        fill: The value of pads.
+        with_grad: Whether a gradient flows back to the rank a row came from, summed over ranks.
+
+    Returns:
+        (W * n, P) or (W * n,), n and P the largest of all ranks; rows itself where there is one rank.
+    """
+    if not is_distributed():
+        return rows
+    shape = torch.tensor(rows.shape, device=rows.device)
+    dist.all_reduce(shape, op=dist.ReduceOp.MAX)
+    missing = [size - own for size, own in zip(shape.tolist(), rows.shape, strict=True)]
+    padding = [amount for size in reversed(missing) for amount in (0, size)]
+    return all_gather(F.pad(rows, padding, value=fill), with_grad=with_grad)
+
+
 def gather_pool(embeddings: Tensor, ids: Tensor) -> tuple[Tensor, Tensor]:
     """The candidates of all ranks, each once, in ascending order of their ids.
 
@@ -113,12 +140,7 @@ def gather_pool(embeddings: Tensor, ids: Tensor) -> tuple[Tensor, Tensor]:
     Returns:
         (C, D) embeddings, whose gradient flows back to the rank each came from, and (C,) ids.
     """
-    if dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1:
-        most = torch.tensor(ids.numel(), device=ids.device)
-        dist.all_reduce(most, op=dist.ReduceOp.MAX)
-        missing = int(most) - ids.numel()
-        embeddings = all_gather(F.pad(embeddings, (0, 0, 0, missing)), with_grad=True)
-        ids = all_gather(F.pad(ids, (0, missing), value=PAD))
+    embeddings, ids = pad_gather(embeddings, 0.0, with_grad=True), pad_gather(ids, PAD)
     order = torch.argsort(ids, stable=True)
     ordered = ids[order]
     first = torch.ones_like(ordered, dtype=torch.bool)
@@ -133,7 +155,7 @@ def rows_per_rank(count: Tensor) -> Tensor:
     DDP averages the ranks' gradients: a rank that divides its sum by this value adds its share of the global mean.
     """
     count = count.detach().to(torch.float64)
-    if dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1:
+    if is_distributed():
         dist.all_reduce(count)
         count = count / dist.get_world_size()
     return count
@@ -162,7 +184,7 @@ class PoolLoss(nn.Module):
         features = list(sentence_features)
         targets = PoolTargets.from_features(features, labels)
         # Queries first: DDP judges by the last forward which parameters a step uses.
-        queries, *candidates = [self.model(feature)["sentence_embedding"] for feature in features]
+        queries, *candidates = [embed(self.model, feature)["sentence_embedding"] for feature in features]
         return self.pool_loss(queries, torch.cat(candidates), targets)
 
     def pool_loss(self, queries: Tensor, candidates: Tensor, targets: PoolTargets) -> Tensor:

@@ -1,0 +1,126 @@
+"""DEXML as published: every step sees every label, without a B x L matrix, the labels sharded over the ranks."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+
+import torch
+import torch.distributed as dist
+import torch.nn.functional as F
+from sentence_transformers.base.losses.gradcache import CachedLossMixin, has_static_embedding_input
+from torch import Tensor, nn
+
+from hf_xmc.losses import blockwise
+from hf_xmc.losses.pool import PAD, is_distributed, pad_gather
+
+
+class AllLabelsLoss(CachedLossMixin, nn.Module):
+    """A loss over all L labels, each encoded in every step with gradient caching (Gupta et al., ICLR 2024, dist-de-all).
+
+    The label texts are tokenised once, here, in groups of like length. With W ranks each encodes its own L / W labels;
+    queries and per-row sums are exchanged, the label vectors never are. Values and gradients are those of the dense
+    loss over all labels on the whole batch.
+
+    Args:
+        model: A ``SentenceTransformer``, plain or an :class:`~hf_xmc.XMCEncoder`; static ones need no caching.
+        label_texts: L texts in id order, for example ``data.labels["text"]``.
+        loss: A function of ``hf_xmc.losses.blockwise``, or a partial of one.
+        scale: Inverse temperature; scores are ``scale * cosine``.
+        mini_batch_size: Labels that are encoded at once.
+
+    Inputs: batches of an ``XMCDataCollator(pool=False)``, which :class:`~hf_xmc.XMCTrainer` makes for this loss.
+
+    Raises:
+        ValueError: if there are fewer labels than ranks.
+    """
+
+    uses_pool = False
+
+    def __init__(
+        self,
+        model: nn.Module,
+        label_texts: Sequence[str],
+        loss: Callable[..., Tensor] = blockwise.decoupled_softmax,
+        scale: float = 20.0,
+        mini_batch_size: int = 256,
+    ) -> None:
+        super().__init__()
+        self.model = model
+        self.loss = loss
+        self.scale = scale
+        self.mini_batch_size = mini_batch_size
+        self.is_static = has_static_embedding_input(model)
+        self.num_labels = len(label_texts)
+        world_size, rank = (dist.get_world_size(), dist.get_rank()) if is_distributed() else (1, 0)
+        if self.num_labels < world_size:
+            raise ValueError(f"{self.num_labels} labels cannot be shared by {world_size} ranks")
+        shard = torch.tensor_split(torch.arange(self.num_labels), world_size)[rank]
+        texts = [label_texts[i] for i in shard.tolist()]
+        prompt = model.prompts.get("document") or None
+        # Texts of like length share a group; the order of the rows of this rank's table follows.
+        order = sorted(range(len(texts)), key=lambda i: len(texts[i]))
+        size = len(texts) if self.is_static else mini_batch_size
+        self.label_features = [
+            model[0].preprocess([texts[i] for i in order[start : start + size]], prompt=prompt, task="document")
+            for start in range(0, len(texts), size)
+        ]
+        place = torch.full((self.num_labels + 1,), PAD)  # label id -> row of this rank's table; the last is for pads
+        place[shard[order]] = torch.arange(len(texts))
+        self.register_buffer("place", place, persistent=False)
+
+    def forward(self, sentence_features: Iterable[dict[str, Any]], labels: Tensor | None = None) -> Tensor:
+        query = dict(next(iter(sentence_features)))
+        extra = {key: query.pop(key, None) for key in ("filter_ids", "label_weights")}
+        targets = (labels, extra["label_weights"], extra["filter_ids"])
+        device = labels.device
+        groups = [{k: v.to(device) if isinstance(v, Tensor) else v for k, v in g.items()} for g in self.label_features]
+        if not self.is_static:
+            return self.forward_cached([query, *groups], targets)
+        vectors = [self.model(feature)["sentence_embedding"] for feature in (query, *groups)]
+        return self._table_loss(vectors[0], torch.cat(vectors[1:]), targets)
+
+    def calculate_loss(self, reps: list[list[Tensor]], labels: Any = None, *, with_backward: bool = False) -> Tensor:
+        queries, *table = [torch.cat(column) for column in reps]
+        loss = self._table_loss(queries, torch.cat(table), labels)
+        if with_backward:
+            loss.backward()
+            loss = loss.detach()
+        return loss
+
+    def _table_loss(
+        self, queries: Tensor, table: Tensor, targets: tuple[Tensor, Tensor | None, Tensor | None]
+    ) -> Tensor:
+        """queries: (B, D) of this rank; table: (L_rank, D). Returns the loss over all queries and labels."""
+        queries, table = F.normalize(queries, dim=-1), F.normalize(table, dim=-1)
+        positive_ids, weights, filter_ids = targets
+        group = None
+        world_size = 1
+        if is_distributed():
+            group, world_size = dist.group.WORLD, dist.get_world_size()
+            # Only this rank's rows carry a gradient: the loss returns the whole one for them.
+            queries = pad_gather(queries, 0.0)
+            positive_ids = pad_gather(positive_ids, PAD)
+            weights = None if weights is None else pad_gather(weights, 0.0)
+            filter_ids = None if filter_ids is None else pad_gather(filter_ids, PAD)
+        positives = self._csr(positive_ids, weights)
+        excluded = None if filter_ids is None else self._csr(filter_ids, None)
+        loss = self.loss(queries, table, positives, scale=self.scale, excluded=excluded, group=group)
+        # DDP averages gradients over ranks, but each rank holds a part of the sum.
+        return loss + (world_size - 1) * (loss - loss.detach())
+
+    def _csr(self, ids: Tensor, weights: Tensor | None) -> tuple[Tensor, ...]:
+        """(B, P) global ids padded with -1 -> CSR over the rows of this rank's table, each label once in a row."""
+        columns = self.place[ids]  # pads read the last place
+        ordered, order = columns.sort(dim=1, stable=True)
+        own = ordered != PAD
+        own[:, 1:] &= ordered[:, 1:] != ordered[:, :-1]
+        indptr = F.pad(own.sum(1).cumsum(0), (1, 0))
+        parts = [indptr, ordered[own]]
+        if weights is not None:
+            parts.append(weights.gather(1, order)[own])
+        return tuple(parts)
+
+    def get_config_dict(self) -> dict[str, Any]:
+        name = getattr(self.loss, "__name__", None) or getattr(self.loss, "func", self.loss).__name__
+        return {"loss": name, "scale": self.scale, "num_labels": self.num_labels}
