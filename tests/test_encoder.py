@@ -62,6 +62,21 @@ def test_joint_score_is_the_weighted_sum_of_the_halves(encoder: XMCEncoder) -> N
     np.testing.assert_allclose(joint, c_q @ w_l.T, atol=1e-5)
 
 
+def test_rows_that_meet_the_encoders_own_vector_make_one_index_vector(encoder: XMCEncoder, tmp_path: Path) -> None:
+    encoder.add_classifier(len(WORDS), None, residual=True)
+    torch.nn.init.normal_(encoder.label_classifier.rows.weight)
+    encoder.search_form = SearchForm(classifier_weight=0.3, normalize_classifier=False)
+    encoder.save_pretrained(str(tmp_path / "saved"))
+    encoder = XMCEncoder(str(tmp_path / "saved"), device="cpu")
+    texts = ["cats and dogs", "the history of war"]
+    (e_q, c_q), (e_l, w_l) = encoder.encode_halves(texts), encoder.label_halves(WORDS)
+    np.testing.assert_array_equal(e_q, c_q)
+    np.testing.assert_allclose(w_l - e_l, encoder.label_classifier.rows.weight.detach().numpy(), atol=1e-6)
+    assert encoder.label_vectors(WORDS).shape == e_l.shape
+    joint = encoder.query_vectors(texts) @ encoder.label_vectors(WORDS).T
+    np.testing.assert_allclose(joint, 0.7 * e_q @ e_l.T + 0.3 * c_q @ w_l.T, atol=1e-5)
+
+
 def test_residual_rows_start_as_the_vectors_of_the_label_texts(encoder: XMCEncoder) -> None:
     encoder.add_classifier(len(WORDS), 8, residual=True)
     _, head = encoder.encode_halves(WORDS)

@@ -18,7 +18,8 @@ class LabelClassifier(Module):
     the dropout of ``classifier_embedding`` applies.
 
     The rows' gradient is sparse: a step touches C of L rows, and optimizer and network traffic follow
-    (see :class:`~hf_xmc.optim.RowSparseAdamW`).
+    (see :class:`~hf_xmc.optim.RowSparseAdamW`). Where the encoder has no classifier head, ``sentence_embedding`` takes
+    the part of ``classifier_embedding``.
 
     Args:
         num_targets: L, the number of labels.
@@ -60,13 +61,13 @@ class LabelClassifier(Module):
         self.rows.weight.copy_(rows)
 
     def forward(self, features: dict[str, Any], **kwargs: Any) -> dict[str, Any]:
-        head = features.get("classifier_embedding")
+        head = features.get("classifier_embedding", features["sentence_embedding"])
         if "ids" in features:
             rows = self.rows(features["ids"])  # (C, D)
             if self.residual:
                 rows = rows + head
             features["label_weight"] = nn.functional.dropout(rows, self.dropout, self.training)
-        elif head is not None:
+        else:
             features["classifier_embedding"] = nn.functional.dropout(head, self.dropout, self.training)
         return features
 

@@ -70,10 +70,15 @@ class XMCEncoder(SentenceTransformer):
         """The classifier, or None for a dual encoder alone."""
         return next((module for module in self if isinstance(module, LabelClassifier)), None)
 
+    @property
+    def shares_vector(self) -> bool:
+        """Whether the classifier, if there is one, meets ``sentence_embedding`` itself."""
+        return not any(getattr(module, "module_output_name", None) == "classifier_embedding" for module in self)
+
     def add_classifier(
         self,
         num_labels: int,
-        dimension: int,
+        dimension: int | None,
         *,
         encoder_dimension: int | None = None,
         residual: bool = False,
@@ -86,7 +91,8 @@ class XMCEncoder(SentenceTransformer):
 
         Args:
             num_labels: L, the number of labels.
-            dimension: Width of ``classifier_embedding`` and of the rows.
+            dimension: Width of ``classifier_embedding`` and of the rows; None adds no g2: the rows meet the encoder's own
+                unit vector, and the index keeps one vector a label in place of two.
             encoder_dimension: Width of g1; None keeps the encoder's own vector and adds no g1.
             residual: Rows are g2(label text) + eta, eta = 0 at the start.
             dropout: Dropout probability of the heads and rows.
@@ -99,24 +105,23 @@ class XMCEncoder(SentenceTransformer):
         width = self.get_embedding_dimension()
         body = [(name, module) for name, module in self.named_children() if not isinstance(module, Normalize)]
         # g2 reads sentence_embedding before g1 overwrites it.
-        heads: list[tuple[str, nn.Module]] = [
-            (
-                "classifier_head",
-                Dense(width, dimension, activation_function=None, module_output_name="classifier_embedding"),
-            )
-        ]
+        heads: list[tuple[str, nn.Module]] = []
+        if dimension is not None:
+            head = Dense(width, dimension, activation_function=None, module_output_name="classifier_embedding")
+            heads.append(("classifier_head", head))
         if encoder_dimension is not None:
             heads.append(("encoder_head", Dense(width, encoder_dimension, activation_function=nn.Tanh())))
             heads.append(("encoder_dropout", Dropout(dropout)))
         heads.append(("encoder_norm", Normalize()))
-        heads.append(("classifier", LabelClassifier(num_labels, dimension, residual, dropout)))
+        rows_dimension = dimension or encoder_dimension or width
+        heads.append(("classifier", LabelClassifier(num_labels, rows_dimension, residual, dropout)))
         device = self.device
         self._modules = OrderedDict(body + [(name, module.to(device)) for name, module in heads])
 
     # -- vectors for search -------------------------------------------------------------------------------------------
 
     def query_vectors(self, texts: Sequence[str], **encode: Any) -> np.ndarray:
-        """Vectors of queries, ready for a :class:`~hf_xmc.LabelIndex` of :meth:`label_vectors`.
+        """Vectors of queries, with the model's query prompt, ready for a :class:`~hf_xmc.LabelIndex` of :meth:`label_vectors`.
 
         Args:
             texts: N strings.
@@ -125,8 +130,7 @@ class XMCEncoder(SentenceTransformer):
         Returns:
             (N, D) float32; with a classifier ``[(1 - u) e ; u c]``, see :class:`SearchForm`.
         """
-        encoder_half, classifier_half = self.encode_halves(texts, **encode)
-        return self.join_queries(encoder_half, classifier_half)
+        return self.join_queries(*self.encode_halves(texts, **({"prompt": self.prompts.get("query")} | encode)))
 
     def label_vectors(self, texts: Sequence[str], **encode: Any) -> np.ndarray:
         """Vectors of all L labels in id order: (L, D) float32; with a classifier ``[e ; w]``."""
@@ -138,7 +142,7 @@ class XMCEncoder(SentenceTransformer):
         Raises:
             ValueError: if the encoder has a classifier for another number of labels.
         """
-        encoder_half, head = self.encode_halves(texts, **encode)
+        encoder_half, head = self.encode_halves(texts, **({"prompt": self.prompts.get("document")} | encode))
         classifier = self.label_classifier
         if classifier is None:
             return encoder_half, None
@@ -149,15 +153,18 @@ class XMCEncoder(SentenceTransformer):
 
     def join_queries(self, encoder_half: np.ndarray, classifier_half: np.ndarray | None) -> np.ndarray:
         """(N, De) and (N, Dc) -> (N, De + Dc), weighted by the search form."""
-        if classifier_half is None:
+        if classifier_half is None or self.shares_vector:
             return encoder_half
         weight = self.search_form.classifier_weight
         return np.hstack([(1 - weight) * encoder_half, weight * self._cut(classifier_half)]).astype(np.float32)
 
     def join_labels(self, encoder_half: np.ndarray, classifier_half: np.ndarray | None) -> np.ndarray:
-        """(L, De) and (L, Dc) -> (L, De + Dc)."""
+        """(L, De) and (L, Dc) -> (L, De + Dc), or (L, D) where both halves of a query are one vector."""
         if classifier_half is None:
             return encoder_half
+        if self.shares_vector:  # e_q . ((1 - u) e_l + u w_l) is the same score with half the index
+            weight = self.search_form.classifier_weight
+            return ((1 - weight) * encoder_half + weight * self._cut(classifier_half)).astype(np.float32)
         return np.hstack([encoder_half, self._cut(classifier_half)]).astype(np.float32)
 
     def _cut(self, vectors: np.ndarray) -> np.ndarray:
@@ -173,8 +180,9 @@ class XMCEncoder(SentenceTransformer):
         unique, inverse = np.unique(np.asarray(texts, dtype=object).astype(str), return_inverse=True)
         if len(unique) == len(texts):
             unique, inverse = np.asarray(texts, dtype=object), slice(None)
-        if self.label_classifier is None:
-            return np.asarray(self.encode(list(unique), **encode), dtype=np.float32)[inverse], None
+        if self.label_classifier is None or self.shares_vector:
+            vectors = np.asarray(self.encode(list(unique), **encode), dtype=np.float32)[inverse]
+            return vectors, None if self.label_classifier is None else vectors
         tail = _JoinHalves()
         self.add_module("join_halves", tail)
         try:

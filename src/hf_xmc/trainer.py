@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
+import torch
 from datasets import Dataset
 from sentence_transformers import SentenceTransformer, SentenceTransformerTrainer
 from torch import nn
 from torch.utils.data import BatchSampler
 from transformers import TrainerCallback, TrainerControl, TrainerState
 
+from hf_xmc.classifier import LabelClassifier
 from hf_xmc.data.collator import XMCDataCollator
 from hf_xmc.data.dataset import XMCDataset
 from hf_xmc.data.sampler import XMCBatchSampler
 from hf_xmc.losses.decoupled_softmax import DecoupledSoftmaxLoss
+from hf_xmc.mining import MiningCallback
+from hf_xmc.optim import RowSparseAdamW, clip_grad_norm
 from hf_xmc.training_args import XMCTrainingArguments
 
 
@@ -52,7 +57,25 @@ class XMCTrainer(SentenceTransformerTrainer):
                 "XMCDataset.from_dataset, or use SentenceTransformerTrainer with an XMCDataCollator"
             )
         self.data = train_dataset  # before super().__init__, which asks for the collator
+        self._uses_pool = getattr(loss, "uses_pool", True)
+        args = args or self.training_args_class(output_dir="tmp_trainer")
+        num_rows = len(train_dataset.train)
+        # Shared memory: one writer (the mining callback), many readers (the collators, in whatever process).
+        mined = torch.full((num_rows, args.mining_depth), -1, dtype=torch.int32) if args.hard_negatives else None
+        row_order = torch.full((num_rows,), -1, dtype=torch.int64) if args.cluster_batches else None
+        self._mined, self._row_order = (t if t is None else t.share_memory_() for t in (mined, row_order))
         super().__init__(model=model, args=args, train_dataset=train_dataset.training_rows(), loss=loss, **kwargs)
+        self.miner: MiningCallback | None = None
+        if mined is not None or row_order is not None:
+            self.miner = MiningCallback(
+                train_dataset,
+                args.refresh_epochs,
+                mined=self._mined,
+                row_order=self._row_order,
+                batch_size=self.args.train_batch_size * self.args.world_size,
+                seed=args.seed,
+            )
+            self.add_callback(self.miner)
         self.add_callback(_EpochCallback(self.data_collator))
 
     def get_data_collator(
@@ -68,16 +91,78 @@ class XMCTrainer(SentenceTransformerTrainer):
             hard_negatives=args.hard_negatives,
             random_negatives=args.random_negatives,
             max_candidates=args.max_candidates,
+            mined=self._mined,
             seed=args.seed,
+            pool=self._uses_pool,
         )
 
     def get_batch_sampler(
         self, dataset: Dataset, batch_size: int, drop_last: bool, seed: int = 0, **kwargs: Any
     ) -> BatchSampler:
-        return XMCBatchSampler(dataset, batch_size=batch_size, drop_last=drop_last, seed=seed)
+        return XMCBatchSampler(
+            dataset, batch_size=batch_size, drop_last=drop_last, seed=seed, row_order=self._row_order
+        )
 
     def get_default_loss(self, model: SentenceTransformer) -> nn.Module:
         return DecoupledSoftmaxLoss(model)
+
+    # -- the classifier's rows: sparse gradients, and an optimizer that must be flushed before the rows are read ------
+
+    def _classifier(self) -> LabelClassifier | None:
+        return next((module for module in self.model.modules() if isinstance(module, LabelClassifier)), None)
+
+    def get_optimizer_cls_and_kwargs(self, args: XMCTrainingArguments, model: Any = None) -> tuple[Any, Any]:
+        optimizer_cls, kwargs = super().get_optimizer_cls_and_kwargs(args, model)
+        if self._classifier() is None:
+            return optimizer_cls, kwargs
+        if optimizer_cls is not torch.optim.AdamW:
+            raise ValueError(
+                f"a classifier is trained with AdamW (optim=adamw_torch), got {optimizer_cls.__name__}: "
+                "its rows have sparse gradients"
+            )
+        return RowSparseAdamW, kwargs
+
+    def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
+        is_new = self.optimizer is None
+        optimizer = super().create_optimizer(model)
+        classifier = self._classifier()
+        if is_new and classifier is not None and isinstance(optimizer, RowSparseAdamW):
+            optimizer.follow(classifier.rows)
+        return optimizer
+
+    def flush_optimizer(self) -> None:
+        """Bring all rows of the classifier up to date; before they are evaluated, mined with or saved."""
+        optimizer = getattr(self.optimizer, "optimizer", self.optimizer)
+        if isinstance(optimizer, RowSparseAdamW):
+            optimizer.flush()
+
+    def _clip_grad_norm(self, model: nn.Module) -> torch.Tensor:
+        if self._classifier() is None:
+            return super()._clip_grad_norm(model)
+        self.accelerator.unscale_gradients()
+        return clip_grad_norm(model.parameters(), self.args.max_grad_norm)
+
+    def _get_grad_norm(self, model: nn.Module, grad_norm: Any = None) -> Any:
+        if grad_norm is None and self._classifier() is not None:
+            grad_norm = clip_grad_norm(model.parameters(), math.inf)
+        return super()._get_grad_norm(model, grad_norm=grad_norm)
+
+    def evaluation_loop(self, *args: Any, **kwargs: Any) -> Any:
+        self.flush_optimizer()
+        return super().evaluation_loop(*args, **kwargs)
+
+    def _save_checkpoint(self, *args: Any, **kwargs: Any) -> None:
+        self.flush_optimizer()
+        super()._save_checkpoint(*args, **kwargs)
+
+    def _finalize_training(self, *args: Any, **kwargs: Any) -> Any:
+        self.flush_optimizer()
+        return super()._finalize_training(*args, **kwargs)
+
+    def _load_from_checkpoint(self, checkpoint_path: str) -> None:
+        super()._load_from_checkpoint(checkpoint_path)
+        if self.miner is not None:
+            self.miner.load(checkpoint_path)
 
 
 def _prompts_of(model: SentenceTransformer) -> dict[str, str]:

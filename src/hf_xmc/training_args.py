@@ -6,6 +6,9 @@ from dataclasses import dataclass, field
 
 from sentence_transformers import SentenceTransformerTrainingArguments
 
+# The rows' name as the optimizer sees it, also behind a dictionary of losses.
+CLASSIFIER_ROWS = r"(^|\.)classifier\.rows\.weight$"
+
 
 @dataclass
 class XMCTrainingArguments(SentenceTransformerTrainingArguments):
@@ -14,10 +17,12 @@ class XMCTrainingArguments(SentenceTransformerTrainingArguments):
     Args:
         positives_per_row: Positives of a row that enter the candidate pool, drawn without replacement; None for all.
         hard_negatives: Mined labels of a row that enter the pool; 0 mines nothing.
+        mining_depth: Nearest labels of a row among which its hard negatives are drawn.
         random_negatives: Labels drawn at random that enter the pool of a batch.
         max_candidates: Largest pool of a batch; None for no limit.
         cluster_batches: Whether near neighbours share a batch, once they have been mined.
         refresh_epochs: Hard negatives and clusters are made anew every so many epochs, first after as many.
+        classifier_learning_rate: Learning rate of the classifier's rows; None for ``learning_rate``.
 
     Raises:
         ValueError: for a count below zero, or no positive at all.
@@ -25,15 +30,19 @@ class XMCTrainingArguments(SentenceTransformerTrainingArguments):
 
     positives_per_row: int | None = field(default=3, metadata={"help": "positives of a row in the pool"})
     hard_negatives: int = field(default=0, metadata={"help": "mined labels of a row in the pool"})
+    mining_depth: int = field(default=100, metadata={"help": "nearest labels among which hard negatives are drawn"})
     random_negatives: int = field(default=0, metadata={"help": "random labels in the pool of a batch"})
     max_candidates: int | None = field(default=None, metadata={"help": "largest pool of a batch"})
     cluster_batches: bool = field(default=False, metadata={"help": "near neighbours share a batch"})
     refresh_epochs: int = field(default=5, metadata={"help": "epochs between two minings"})
+    classifier_learning_rate: float | None = field(default=None, metadata={"help": "of the classifier's rows"})
 
     def __post_init__(self) -> None:
         super().__post_init__()
         least = {"positives_per_row": 1, "hard_negatives": 0, "random_negatives": 0, "max_candidates": 1}
-        for name, minimum in (least | {"refresh_epochs": 1}).items():
+        for name, minimum in (least | {"refresh_epochs": 1, "mining_depth": 1}).items():
             value = getattr(self, name)
             if value is not None and value < minimum:
                 raise ValueError(f"{name} must be at least {minimum}, got {value}")
+        if self.classifier_learning_rate is not None:
+            self.learning_rate_mapping = self.learning_rate_mapping | {CLASSIFIER_ROWS: self.classifier_learning_rate}

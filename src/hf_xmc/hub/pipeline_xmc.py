@@ -129,10 +129,13 @@ class XMCRetrievalPipeline(Pipeline):
             rows = self.index.ntotal
         else:
             halves = load_file(self._path("label_embeddings.safetensors"))
-            parts = [halves["embedding"].float()]
+            vectors = halves["embedding"].float()
             if "classifier" in halves:
-                parts.append(self._cut(halves["classifier"].float()))
-            self.vectors = torch.cat(parts, 1).to(self.device)  # (L, D)
+                weights = self._cut(halves["classifier"].float())
+                share = self.xmc_config["search"]["classifier_weight"]
+                heads = any(dense["output"] == "classifier_embedding" for dense in self.dense.values())
+                vectors = torch.cat([vectors, weights], 1) if heads else (1 - share) * vectors + share * weights
+            self.vectors = vectors.to(self.device)  # (L, D)
             rows = len(self.vectors)
         if rows != len(self.labels):
             raise ValueError(f"labels.json has {len(self.labels)} labels, the index {rows} rows; save the repo again")

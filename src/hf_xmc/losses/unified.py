@@ -1,0 +1,180 @@
+"""UniDEC: the dual encoder and the classifier trained on one pool, queries to labels and labels to queries."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import torch
+import torch.distributed as dist
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from hf_xmc.losses.embedding import embed
+from hf_xmc.losses.functional import binary_cross_entropy, decoupled_softmax
+from hf_xmc.losses.pool import PAD, PoolTargets, gather_pool, is_distributed, pad_gather, rows_per_rank
+
+
+class UnifiedLoss(nn.Module):
+    """``lam L_D + (1 - lam) (L_C + bce_weight BCE)`` over the pool of all ranks.
+
+    L_D compares the dual encoder's vectors of queries and label texts by cosine, L_C the classifier head's query
+    vector with the labels' free rows, un-normalised. Either is ``(1 - s) PSL(query -> label) + s PSL(label -> query)``,
+    the pick-some-labels loss over the pool in both directions; in the second a label without a positive query in the
+    batch does not count. Without a classifier only L_D remains: that is DePSL.
+
+    The two published balances have names: :meth:`precision` and :meth:`tail`.
+
+    Args:
+        model: An :class:`~hf_xmc.XMCEncoder`, with a classifier or (DePSL) without.
+        scale: Inverse temperature of both terms.
+        encoder_loss: Of ``hf_xmc.losses.functional``, for L_D.
+        classifier_loss: The same, for L_C.
+        encoder_weight: lam in [0, 1].
+        symmetric_weight: s in [0, 1], the share of label -> query.
+        bce_weight: Weight of a binary cross-entropy over the classifier's scores, at least 0.
+
+    Returns (forward):
+        A dict of scalars, ``encoder`` and, with a classifier, ``classifier`` and ``bce``; the trainer adds them up
+        and logs each.
+
+    References:
+        Kharbanda et al., UniDEC: Unified Dual Encoder and Classifier Training for Extreme Multi-Label Classification,
+        WWW 2025, https://arxiv.org/abs/2405.03714
+
+    Inputs: batches of an ``XMCDataCollator``.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        scale: float = 18.0,
+        encoder_loss: Callable[..., Tensor] = decoupled_softmax,
+        classifier_loss: Callable[..., Tensor] = decoupled_softmax,
+        encoder_weight: float = 0.5,
+        symmetric_weight: float = 0.0,
+        bce_weight: float = 0.0,
+    ) -> None:
+        super().__init__()
+        for name, share in (("encoder_weight", encoder_weight), ("symmetric_weight", symmetric_weight)):
+            if not 0 <= share <= 1:
+                raise ValueError(f"{name} must lie in [0, 1], got {share}")
+        if scale <= 0 or bce_weight < 0:
+            raise ValueError(f"scale must be above 0 and bce_weight at least 0, got {scale} and {bce_weight}")
+        self.model = model
+        self.scale = scale
+        self.encoder_loss = encoder_loss
+        self.classifier_loss = classifier_loss
+        self.encoder_weight = encoder_weight
+        self.symmetric_weight = symmetric_weight
+        self.bce_weight = bce_weight
+
+    @classmethod
+    def precision(cls, model: nn.Module, scale: float = 18.0) -> UnifiedLoss:
+        """Decoupled softmax for both terms plus BCE, one direction: the most precise of the published balances."""
+        return cls(model, scale, bce_weight=1.0)
+
+    @classmethod
+    def tail(cls, model: nn.Module, scale: float = 18.0) -> UnifiedLoss:
+        """Decoupled softmax for both terms in both directions, no BCE: the best for rare labels."""
+        return cls(model, scale, symmetric_weight=0.5)
+
+    def forward(self, sentence_features: Iterable[dict[str, Any]], labels: Tensor | None = None) -> dict[str, Tensor]:
+        features = list(sentence_features)
+        targets = PoolTargets.from_features(features, labels)
+        # Queries first: DDP judges by the last forward which parameters a step uses.
+        query, candidate = (embed(self.model, feature) for feature in features)
+        queries = F.normalize(query["sentence_embedding"], dim=-1)
+        label_vectors = F.normalize(candidate["sentence_embedding"], dim=-1)
+        with_classifier = "label_weight" in candidate
+        if not with_classifier:
+            vectors, candidate_ids = gather_pool(label_vectors, targets.candidate_ids)
+            pool = _Pool(targets, candidate_ids)
+            return {"encoder": self._two_ways(self.encoder_loss, queries, vectors, pool)}
+        # Both halves of a label travel together.
+        width = label_vectors.size(1)
+        both, candidate_ids = gather_pool(
+            torch.cat([label_vectors, candidate["label_weight"]], 1), targets.candidate_ids
+        )
+        vectors, rows = both[:, :width], both[:, width:]
+        pool = _Pool(targets, candidate_ids)
+        head = query["classifier_embedding"]
+        rest = 1 - self.encoder_weight
+        losses = {
+            "encoder": self.encoder_weight * self._two_ways(self.encoder_loss, queries, vectors, pool),
+            "classifier": rest * self._two_ways(self.classifier_loss, head, rows, pool),
+        }
+        if self.bce_weight:
+            scores = self.scale * head @ rows.T
+            entries = rows_per_rank(scores.new_tensor(scores.numel()) - pool.num_excluded)
+            bce = binary_cross_entropy(scores, pool.relevance, pool.excluded, num_entries=entries)
+            losses["bce"] = rest * self.bce_weight * bce
+        return losses
+
+    def _two_ways(self, loss: Callable[..., Tensor], queries: Tensor, vectors: Tensor, pool: _Pool) -> Tensor:
+        """queries: (B, D) of this rank; vectors: (C, D) of all ranks."""
+        share = self.symmetric_weight
+        total = queries.new_zeros(())
+        if share < 1:
+            scores = self.scale * queries @ vectors.T  # (B, C)
+            total = total + (1 - share) * loss(scores, pool.relevance, pool.excluded, num_rows=pool.num_queries)
+        if share > 0:
+            # Each rank answers for its part of the labels, against the queries of all ranks.
+            scores = self.scale * vectors[pool.own_labels] @ pad_gather(queries, 0.0, with_grad=True).T
+            relevance, excluded, num_labels = pool.transposed()
+            total = total + share * loss(scores, relevance, excluded, num_rows=num_labels)
+        return total
+
+    def get_config_dict(self) -> dict[str, Any]:
+        return {
+            "scale": self.scale,
+            "encoder_loss": self.encoder_loss.__name__,
+            "classifier_loss": self.classifier_loss.__name__,
+            "encoder_weight": self.encoder_weight,
+            "symmetric_weight": self.symmetric_weight,
+            "bce_weight": self.bce_weight,
+        }
+
+    @property
+    def citation(self) -> str:
+        return """
+@inproceedings{kharbanda2025unidec,
+    title = "UniDEC: Unified Dual Encoder and Classifier Training for Extreme Multi-Label Classification",
+    author = "Siddhant Kharbanda and others",
+    booktitle = "The Web Conference",
+    year = "2025",
+    url = "https://arxiv.org/abs/2405.03714",
+}
+"""
+
+
+class _Pool:
+    """Who is relevant to whom, in both directions."""
+
+    def __init__(self, targets: PoolTargets, candidate_ids: Tensor) -> None:
+        self.targets = targets
+        self.candidate_ids = candidate_ids
+        self.relevance = targets.relevance(candidate_ids)  # (B, C)
+        self.excluded = targets.excluded(candidate_ids)
+        self.num_excluded = 0 if self.excluded is None else self.excluded.sum()
+        self.num_queries = rows_per_rank((self.relevance > 0).any(1).sum())
+        world_size, rank = (dist.get_world_size(), dist.get_rank()) if is_distributed() else (1, 0)
+        self.own_labels = torch.arange(rank, len(candidate_ids), world_size, device=candidate_ids.device)
+
+    def transposed(self) -> tuple[Tensor, Tensor, Tensor]:
+        """Relevance and exclusion of this rank's labels against all queries (C_rank, W B), and the labels' divisor."""
+        targets = self.targets
+        ids = pad_gather(targets.positive_ids, PAD)
+        everyone = PoolTargets(
+            self.candidate_ids,
+            ids,
+            None if targets.weights is None else pad_gather(targets.weights, 0.0),
+            None if targets.filter_ids is None else pad_gather(targets.filter_ids, PAD),
+        )
+        relevance = everyone.relevance(self.candidate_ids)[:, self.own_labels].T  # (C_rank, W B)
+        excluded = everyone.excluded(self.candidate_ids)
+        # Pads of shorter ranks are no queries.
+        present = pad_gather(torch.ones_like(targets.positive_ids[:, 0]), 0) > 0
+        nobody = (~present).expand(len(self.own_labels), -1)
+        excluded = nobody if excluded is None else excluded[:, self.own_labels].T | nobody
+        return relevance, excluded, rows_per_rank((relevance > 0).any(1).sum())

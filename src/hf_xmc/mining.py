@@ -1,0 +1,157 @@
+"""The one loop back: from the current model to the next epochs' hard negatives and neighbouring rows."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from safetensors.torch import load_file, save_file
+from sentence_transformers import SentenceTransformer
+from transformers import TrainerCallback, TrainerControl, TrainerState
+
+from hf_xmc.data.clusters import cluster_order
+from hf_xmc.data.dataset import XMCDataset
+from hf_xmc.encoder import XMCEncoder
+from hf_xmc.evaluation import search_filtered
+from hf_xmc.index import LabelIndex
+from hf_xmc.losses.pool import is_distributed, pad_gather
+
+STATE_FILE = "mining.safetensors"
+
+
+def mine_hard_negatives(queries: np.ndarray, labels: np.ndarray, known: np.ndarray, depth: int) -> np.ndarray:
+    """The nearest labels of each row that are neither its positives nor filtered for it.
+
+    Args:
+        queries: (N, D) float32.
+        labels: (L, D) float32.
+        known: (n, 2) int64 pairs (row, label id) to leave out: positives and filter pairs.
+        depth: Labels of a row.
+
+    Returns:
+        (N, depth) int32, nearest first, -1 where there are fewer.
+    """
+    ids, _ = search_filtered(LabelIndex(labels), queries, depth, known)
+    return ids.astype(np.int32)
+
+
+class MiningCallback(TrainerCallback):
+    """Mines at the start of every ``refresh_epochs``-th epoch, the first excepted; the only writer of its tensors.
+
+    Every rank encodes and searches its share of the rows. What was mined is saved in checkpoints, so that a run resumed
+    in the middle of an epoch goes on with the same negatives and batches.
+
+    Args:
+        data: Its ``train`` rows are mined for.
+        refresh_epochs: Epochs between two minings.
+        mined: (N, M) int32 shared tensor for hard negatives, or None.
+        row_order: (N,) int64 shared tensor for the order in which near neighbours stand together, or None.
+        batch_size: Rows of all ranks in a step.
+        seed: For the clusters.
+    """
+
+    def __init__(
+        self,
+        data: XMCDataset,
+        refresh_epochs: int,
+        *,
+        mined: torch.Tensor | None = None,
+        row_order: torch.Tensor | None = None,
+        batch_size: int = 1,
+        seed: int = 0,
+    ) -> None:
+        self.data = data
+        self.refresh_epochs = refresh_epochs
+        self.mined = mined
+        self.row_order = row_order
+        self.batch_size = batch_size
+        self.seed = seed
+
+    def on_epoch_begin(
+        self, args: Any, state: TrainerState, control: TrainerControl, model: SentenceTransformer, **kwargs: Any
+    ) -> None:
+        epoch = state.epoch or 0.0
+        at_the_start = abs(epoch - round(epoch)) < 1e-6  # false where a run resumes in mid-epoch
+        if at_the_start and round(epoch) > 0 and round(epoch) % self.refresh_epochs == 0:
+            self.refresh(model, round(epoch))
+
+    def refresh(self, model: SentenceTransformer, epoch: int = 0) -> None:
+        """Mine with the model as it is now; every rank must call it."""
+        queries = _encode(model, self.data.train["text"][:], "query")
+        if self.mined is not None:
+            labels = _encode(model, self.data.labels["text"][:], "document")
+            truth = self.data.to_csr("train").tocoo()
+            pairs = np.stack([truth.row, truth.col], 1).astype(np.int64)
+            known = np.unique(np.concatenate([pairs, self.data.filters["train"]]), axis=0)
+            self.mined.copy_(torch.from_numpy(self._mine_share(queries, labels, known)))
+        if self.row_order is not None:
+            order = cluster_order(queries, self.batch_size, seed=self.seed + epoch)
+            order = torch.from_numpy(np.asarray(order, dtype=np.int64))
+            if is_distributed():  # k-means need not end alike on different machines
+                dist.broadcast(order, src=0)
+            self.row_order.copy_(order)
+
+    def _mine_share(self, queries: np.ndarray, labels: np.ndarray, known: np.ndarray) -> np.ndarray:
+        start, stop = _shares(len(queries))
+        own = known[(known[:, 0] >= start) & (known[:, 0] < stop)] - [[start, 0]]
+        mined = mine_hard_negatives(queries[start:stop], labels, own, self.mined.size(1))
+        return _gather_shares(mined, len(queries))
+
+    def on_save(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        folder = Path(args.output_dir) / f"checkpoint-{state.global_step}"
+        if state.is_world_process_zero and folder.is_dir():
+            save_file(self._tensors(), folder / STATE_FILE)
+
+    def load(self, checkpoint: str | Path) -> None:
+        """Take up what a checkpoint holds.
+
+        Raises:
+            ValueError: if it was written with other settings.
+        """
+        file = Path(checkpoint) / STATE_FILE
+        if not file.is_file():
+            return
+        saved, own = load_file(file), self._tensors()
+        shapes = {name: tuple(t.shape) for name, t in saved.items()}
+        if shapes != {name: tuple(t.shape) for name, t in own.items()}:
+            raise ValueError(
+                f"{file} holds {shapes}; resume with the same data, hard_negatives and cluster_batches as before"
+            )
+        for name, tensor in own.items():
+            tensor.copy_(saved[name])
+
+    def _tensors(self) -> dict[str, torch.Tensor]:
+        named = {"mined": self.mined, "row_order": self.row_order}
+        return {name: tensor for name, tensor in named.items() if tensor is not None}
+
+
+def _encode(model: SentenceTransformer, texts: list[str], task: str) -> np.ndarray:
+    """Dual-encoder vectors (n, D) float32 of unit length; each rank encodes its share."""
+    start, stop = _shares(len(texts))
+    prompt = model.prompts.get(task) or None
+    share = texts[start:stop]
+    if isinstance(model, XMCEncoder):
+        vectors, _ = model.encode_halves(share, prompt=prompt, show_progress_bar=False)
+    else:
+        vectors = model.encode(share, prompt=prompt, normalize_embeddings=True, show_progress_bar=False)
+    return _gather_shares(np.asarray(vectors, dtype=np.float32), len(texts))
+
+
+def _shares(count: int, rank: int | None = None) -> tuple[int, int]:
+    """The half-open range of ``count`` things that a rank, this one by default, answers for."""
+    world_size, own = (dist.get_world_size(), dist.get_rank()) if is_distributed() else (1, 0)
+    rank = own if rank is None else rank
+    return count * rank // world_size, count * (rank + 1) // world_size
+
+
+def _gather_shares(rows: np.ndarray, count: int) -> np.ndarray:
+    """The shares of all ranks, in order: (n_rank, D) -> (count, D)."""
+    if not is_distributed():
+        return rows
+    gathered = pad_gather(torch.from_numpy(np.ascontiguousarray(rows)), 0).numpy()
+    each = len(gathered) // dist.get_world_size()
+    sizes = [stop - start for start, stop in (_shares(count, rank) for rank in range(dist.get_world_size()))]
+    return np.concatenate([gathered[r * each : r * each + size] for r, size in enumerate(sizes)])
