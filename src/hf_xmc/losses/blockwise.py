@@ -16,7 +16,8 @@ Shapes used throughout: B queries, L labels, D dims, nnz pairs of a query and on
                make the call.
     num_rows   what to divide the sum over rows by; default the number of rows with a positive on any rank
     memory_budget   bytes for the scores: where a chunk of useful height fits they are made once, else twice, one tile
-               at a time; default 64 MiB on a CPU, 256 MiB on a GPU. Changes time and memory, not the result.
+               at a time; default 64 MiB on a CPU, 256 MiB on a GPU. Changes time and memory, not the result. bfloat16
+               gradients of labels that several chunks add up take a float32 copy besides.
 
 Value and gradients equal those of functional.py on scale * queries @ labels.T. Products of bfloat16 are summed in
 float32. The gradients are made together with the loss; a backward pass through one result is possible once.
