@@ -123,3 +123,23 @@ def _mean_over_rows(
             total = total + row_loss(scores[i], targets, [j for j in visible if j not in targets])
             count += 1
     return total / max(1, count)
+
+
+def slow_label_rows(rows: list[list[int]], num_labels: int, delta: float, prior: float = 0.0) -> list[list[float]]:
+    """Line j: G_ij / (n_j + prior) where above delta, G the rows with both labels; 1 on the diagonal."""
+
+    def target(j: int, i: int) -> float:
+        together = sum(1 for row in rows if i in row and j in row)
+        if i == j:
+            return 1.0
+        share = together / (sum(1 for row in rows if j in row) + prior) if together else 0.0
+        return share if share > delta else 0.0
+
+    return [[target(j, i) for i in range(num_labels)] for j in range(num_labels)]
+
+
+def slow_symmetric_label_rows(rows: list[list[int]], num_labels: int, delta: float) -> list[list[float]]:
+    """S_ij = (G_ij / n_j + G_ij / n_i) / 2 where above delta; 1 on the diagonal."""
+    one_way = slow_label_rows(rows, num_labels, 0.0)
+    both = [[(one_way[j][i] + one_way[i][j]) / 2 for i in range(num_labels)] for j in range(num_labels)]
+    return [[share if share > delta else 0.0 for share in line] for line in both]
