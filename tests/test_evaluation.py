@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 from conftest import make_static_encoder, make_words_data
 from sentence_transformers import SentenceTransformer
@@ -39,3 +41,31 @@ def test_keys_values_and_files(tmp_path: object, tiny: XMCDataset) -> None:
     assert metrics["dev_recall@100"] == 1.0  # 17 labels, all of them ranked
     (line,) = (tmp_path / "xmc_evaluation_dev.jsonl").read_text().splitlines()
     assert f'"dev_precision@1": {metrics["dev_precision@1"]}' in line
+
+
+def test_intervals_hold_the_value_and_paired_ones_the_difference(tiny: XMCDataset) -> None:
+    from hf_xmc.baselines import tfidf_knn, tfidf_zero_shot
+
+    evaluator = XMCEvaluator(tiny)
+    knn, zero_shot = tfidf_knn(tiny), tfidf_zero_shot(tiny)
+    interval = evaluator.intervals(knn)["precision@1"]
+    assert interval.low < interval.value == evaluator.metrics(knn)["precision@1"] < interval.high
+    gain = evaluator.intervals(zero_shot, knn)["psp@1"]
+    expected = evaluator.metrics(zero_shot)["psp@1"] - evaluator.metrics(knn)["psp@1"]
+    assert gain.low < gain.value < gain.high and abs(gain.value - expected) < 1e-12
+
+
+def test_the_head_to_tail_picture_is_a_png(tmp_path: Path, tiny: XMCDataset) -> None:
+    from hf_xmc.baselines import tfidf_knn
+
+    file = XMCEvaluator(tiny).plot_head_to_tail({"TF-IDF kNN": tfidf_knn(tiny)}, tmp_path / "p.png")
+    assert file.read_bytes()[:8] == b"\x89PNG\r\n\x1a\n" and file.stat().st_size > 5000
+
+
+def test_metrics_reach_the_model_card_and_say_that_constants_were_assumed() -> None:
+    encoder = make_static_encoder()
+    evaluator = XMCEvaluator(make_words_data(), name="dev")
+    metrics = evaluator(encoder)
+    (stored,) = encoder.model_card_data.eval_results_dict.items()
+    assert stored[0] is evaluator and stored[1]["dev_precision@1"] == metrics["dev_precision@1"]
+    assert evaluator.get_config_dict()["propensity_assumed"] is True

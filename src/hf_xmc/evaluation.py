@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +13,12 @@ from sentence_transformers import SentenceTransformer
 from sentence_transformers.base.evaluation import BaseEvaluator
 
 from hf_xmc.data.dataset import XMCDataset
-from hf_xmc.encoder import XMCEncoder
+from hf_xmc.encoder import SearchForm, XMCEncoder
 from hf_xmc.index import LabelIndex
-from hf_xmc.metrics.functional import drop_pairs, inverse_propensities, xmc_metrics
+from hf_xmc.metrics.bootstrap import Interval, bootstrap_differences, bootstrap_intervals
+from hf_xmc.metrics.frequency import frequency_bins
+from hf_xmc.metrics.functional import drop_pairs, inverse_propensities, label_counts, xmc_metrics
+from hf_xmc.plots import plot_head_to_tail
 
 CUTS = (1, 3, 5)
 RECALL_CUTS = (10, 100)
@@ -43,7 +47,9 @@ class XMCEvaluator(BaseEvaluator):
         self.show_progress_bar = show_progress_bar
         self.primary_metric = "precision@1"
         self.truth: csr_matrix = data.to_csr("test")
-        self.inverse_propensities = inverse_propensities(data.to_csr("train"), data.propensity.a, data.propensity.b)
+        train = data.to_csr("train")
+        self.train_counts = label_counts(train)
+        self.inverse_propensities = inverse_propensities(train, data.propensity.a, data.propensity.b)
 
     def __call__(
         self, model: SentenceTransformer, output_path: str | None = None, epoch: float = -1, steps: int = -1
@@ -75,9 +81,73 @@ class XMCEvaluator(BaseEvaluator):
         far = xmc_metrics(ids, self.truth, RECALL_CUTS)
         return wanted | {f"recall@{k}": far[f"recall@{k}"] for k in RECALL_CUTS}
 
+    def intervals(self, ids: np.ndarray, baseline_ids: np.ndarray | None = None) -> dict[str, Interval]:
+        """95 % bootstrap intervals over rows, of the metrics at 1, 3, 5 or of their gain over a baseline's.
+
+        Args:
+            ids: (N, K) int64, a ranking of the ``test`` rows.
+            baseline_ids: (N, K) int64, another ranking of the same rows; both are judged on the same draws.
+        """
+        if baseline_ids is None:
+            return bootstrap_intervals(ids, self.truth, CUTS, self.inverse_propensities)
+        return bootstrap_differences(ids, baseline_ids, self.truth, CUTS, self.inverse_propensities)
+
+    def plot_head_to_tail(self, rankings: Mapping[str, np.ndarray], path: str | Path, k: int = 5) -> Path:
+        """Draw precision and recall at k from frequent to rare labels as a PNG, one line a ranking.
+
+        Args:
+            rankings: Name -> ids (N, K) int64, a ranking of the ``test`` rows.
+            path: The file.
+            k: Places that count.
+
+        Raises:
+            ImportError: if the extra ``plots`` is not installed.
+        """
+        bins = {name: frequency_bins(ids, self.truth, self.train_counts, k) for name, ids in rankings.items()}
+        return plot_head_to_tail(bins, path, k=k)
+
     def get_config_dict(self) -> dict[str, Any]:
         propensity = self.data.propensity
-        return {"dataset": self.data.name, "propensity_a": propensity.a, "propensity_b": propensity.b}
+        return {
+            "dataset": self.data.name,
+            "propensity_a": propensity.a,
+            "propensity_b": propensity.b,
+            "propensity_assumed": propensity.assumed,
+        }
+
+
+def fit_search_form(
+    encoder: XMCEncoder, evaluator: XMCEvaluator, metric: str = "precision@1", steps: int = 10
+) -> tuple[SearchForm, dict[SearchForm, dict[str, float]]]:
+    """The search form that does best on the evaluator's data, each half alone among the candidates.
+
+    Args:
+        encoder: With a classifier; its search form is set to the best.
+        evaluator: Of a held-out split, never of the test split.
+        metric: The metric to maximise.
+        steps: The weight u is tried at ``0, 1 / steps, ..., 1``, with normalised rows and without.
+
+    Returns:
+        The best form and the metrics of every form tried.
+
+    Raises:
+        ValueError: if the encoder has no classifier.
+    """
+    if encoder.label_classifier is None:
+        raise ValueError("there is nothing to fit: the encoder has no classifier")
+    encode = {"batch_size": evaluator.batch_size, "show_progress_bar": evaluator.show_progress_bar}
+    labels = encoder.label_halves(evaluator.data.labels["text"][:], **encode)
+    queries = encoder.encode_halves(evaluator.data.test["text"][:], **encode)
+    tried: dict[SearchForm, dict[str, float]] = {}
+    for normalize in (True, False):
+        for step in range(steps + 1):
+            encoder.search_form = SearchForm(step / steps, normalize)
+            index = LabelIndex(encoder.join_labels(*labels))
+            joint = encoder.join_queries(*queries)
+            ids, _ = search_filtered(index, joint, max(RECALL_CUTS), evaluator.data.filters["test"])
+            tried[encoder.search_form] = evaluator.metrics(ids)
+    encoder.search_form = max(tried, key=lambda form: tried[form][metric])
+    return encoder.search_form, tried
 
 
 def search_filtered(

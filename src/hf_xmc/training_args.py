@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+import torch
 from sentence_transformers import SentenceTransformerTrainingArguments
 
 # The rows' name as the optimizer sees it, also behind a dictionary of losses.
@@ -39,6 +40,8 @@ class XMCTrainingArguments(SentenceTransformerTrainingArguments):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        if not torch.cuda.is_available():
+            self.dataloader_pin_memory = False
         least = {"positives_per_row": 1, "hard_negatives": 0, "random_negatives": 0, "max_candidates": 1}
         for name, minimum in (least | {"refresh_epochs": 1, "mining_depth": 1}).items():
             value = getattr(self, name)
