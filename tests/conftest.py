@@ -21,7 +21,8 @@ from transformers import BertConfig, BertModel, PreTrainedTokenizerFast
 import hf_xmc
 
 TINY = Path(__file__).parent.parent / "recipes" / "data" / "lf-gutenberg-science-tiny"
-WORDS = "the a of history war and peace science mathematics cats dogs birds medicine sea travel stories gardens".split()
+WORDS = "the a of history war and peace science mathematics cats dogs birds medicine sea travel stories gardens"
+WORDS = WORDS.split()
 
 
 @pytest.fixture(scope="session")

@@ -20,7 +20,9 @@ def test_later_values_win(tmp_path: Path) -> None:
     config = tmp_path / "c.yaml"
     config.write_text("scale: 30\nlearning_rate: 1.0e-3\nnum_train_epochs: 7\n")
     own, args = read_recipe_config(
-        Own, "", ["--config", str(config), "--data_dir", "d", "--output_dir", "o", "num_train_epochs=3", "use_cpu=true"]
+        Own,
+        "",
+        ["--config", str(config), "--data_dir", "d", "--output_dir", "o", "num_train_epochs=3", "use_cpu=true"],
     )
     assert (own.scale, own.data_dir) == (30, "d")
     assert (args.learning_rate, args.num_train_epochs, args.output_dir, args.use_cpu) == (1e-3, 3, "o", True)

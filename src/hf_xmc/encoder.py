@@ -91,8 +91,8 @@ class XMCEncoder(SentenceTransformer):
 
         Args:
             num_labels: L, the number of labels.
-            dimension: Width of ``classifier_embedding`` and of the rows; None adds no g2: the rows meet the encoder's own
-                unit vector, and the index keeps one vector a label in place of two.
+            dimension: Width of ``classifier_embedding`` and of the rows; None adds no g2: the rows meet the encoder's
+                own unit vector, and the index keeps one vector a label in place of two.
             encoder_dimension: Width of g1; None keeps the encoder's own vector and adds no g1.
             residual: Rows are g2(label text) + eta, eta = 0 at the start.
             dropout: Dropout probability of the heads and rows.
@@ -121,7 +121,7 @@ class XMCEncoder(SentenceTransformer):
     # -- vectors for search -------------------------------------------------------------------------------------------
 
     def query_vectors(self, texts: Sequence[str], **encode: Any) -> np.ndarray:
-        """Vectors of queries, with the model's query prompt, ready for a :class:`~hf_xmc.LabelIndex` of :meth:`label_vectors`.
+        """Vectors of queries, with the model's query prompt, to search an index of :meth:`label_vectors` with.
 
         Args:
             texts: N strings.

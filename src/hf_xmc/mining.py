@@ -41,8 +41,8 @@ def mine_hard_negatives(queries: np.ndarray, labels: np.ndarray, known: np.ndarr
 class MiningCallback(TrainerCallback):
     """Mines at the start of every ``refresh_epochs``-th epoch, the first excepted; the only writer of its tensors.
 
-    Every rank encodes and searches its share of the rows. What was mined is saved in checkpoints, so that a run resumed
-    in the middle of an epoch goes on with the same negatives and batches.
+    Every rank encodes and searches its share of the rows. What was mined is saved in checkpoints, so that a run
+    resumed in the middle of an epoch goes on with the same negatives and batches.
 
     Args:
         data: Its ``train`` rows are mined for.

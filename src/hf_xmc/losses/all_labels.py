@@ -16,7 +16,7 @@ from hf_xmc.losses.pool import PAD, is_distributed, pad_gather
 
 
 class AllLabelsLoss(CachedLossMixin, nn.Module):
-    """A loss over all L labels, each encoded in every step with gradient caching (Gupta et al., ICLR 2024, dist-de-all).
+    """A loss over all L labels, each encoded in every step with gradient caching (dist-de-all of Gupta et al., 2024).
 
     The label texts are tokenised once, here, in groups of like length. With W ranks each encodes its own L / W labels;
     queries and per-row sums are exchanged, the label vectors never are. Values and gradients are those of the dense

@@ -12,7 +12,7 @@ from hf_xmc.losses.pool import PoolLoss
 
 
 class SoftTopKLoss(PoolLoss):
-    """The mean over positives of ``-log sigmoid(alpha (s_ip + t_i))``, t_i so that the probabilities of a row sum to k.
+    """The mean over positives of ``-log sigmoid(alpha (s_ip + t_i))``, t_i so that a row's probabilities sum to k.
 
     Lifts the positives into the first k places without asking for an order among them. See
     :func:`hf_xmc.losses.functional.soft_top_k`.

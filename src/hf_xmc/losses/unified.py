@@ -19,9 +19,9 @@ class UnifiedLoss(nn.Module):
     """``lam L_D + (1 - lam) (L_C + bce_weight BCE)`` over the pool of all ranks.
 
     L_D compares the dual encoder's vectors of queries and label texts by cosine, L_C the classifier head's query
-    vector with the labels' free rows, un-normalised. Either is ``(1 - s) PSL(query -> label) + s PSL(label -> query)``,
-    the pick-some-labels loss over the pool in both directions; in the second a label without a positive query in the
-    batch does not count. Without a classifier only L_D remains: that is DePSL.
+    vector with the labels' free rows, un-normalised. Either is ``(1 - s) PSL(query -> label) + s PSL(label ->
+    query)``, the pick-some-labels loss over the pool in both directions; in the second a label without a positive
+    query in the batch does not count. Without a classifier only L_D remains: that is DePSL.
 
     The two published balances have names: :meth:`precision` and :meth:`tail`.
 

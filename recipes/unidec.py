@@ -1,0 +1,124 @@
+"""UniDEC: dual encoder and classifier trained together, searched as one index.
+
+    accelerate launch recipes/unidec.py --config recipes/configs/<data set>/unidec.yaml [--data_dir DIR] [field=value]
+
+Trains on all but a held-out part of train (by title key), fits there how the two halves are weighed, then, with
+``refit``, trains again on every row with that weight. The test split is looked at once, for every form at the same
+time. With ``classifier: false`` it is DePSL.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+from accelerate import PartialState
+from sentence_transformers.sentence_transformer.modules import StaticEmbedding
+
+import hf_xmc
+from hf_xmc.evaluation import fit_search_form
+from hf_xmc.recipe_config import read_recipe_config
+from hf_xmc.run_record import RunRecord, metrics_table
+from hf_xmc.static import static_embedding
+
+HERE = Path(__file__).parent
+COLUMNS = ("precision@1", "precision@3", "precision@5", "psp@1", "psp@5", "recall@10", "recall@100")
+
+
+@dataclass
+class UniDEC:
+    """The recipe's own fields; everything else is a field of XMCTrainingArguments."""
+
+    data_dir: str = str(HERE / "data" / "lf-gutenberg-science-tiny")
+    fields: list[str] = field(default_factory=lambda: ["title"])
+    encoder: str = "static"
+    max_seq_length: int = 64
+    min_pair_count: int = 5
+    classifier: bool = True
+    dimension: int | None = None
+    encoder_dimension: int | None = None
+    residual: bool = True
+    dropout: float = 0.1
+    scale: float = 20.0
+    encoder_weight: float = 0.5
+    symmetric_weight: float = 0.0
+    bce_weight: float = 0.0
+    hold_out: float = 0.1
+    refit: bool = True
+
+
+# 1. Settings: the YAML, then the command line.
+config, args = read_recipe_config(UniDEC, __doc__)
+record = RunRecord(asdict(config) | args.to_dict())
+state = PartialState()
+
+# 2. Data: the raw folder, and a validation split that no title of the rest stands in.
+data = hf_xmc.load_lf(config.data_dir, fields=tuple(config.fields), label_fields=tuple(config.fields))
+development = data.hold_out(config.hold_out, seed=args.seed)
+state.print(data)
+if data.propensity.assumed:
+    record.notes.append(f"propensity A, B = {data.propensity.a}, {data.propensity.b} assumed: unknown data set")
+
+
+# 3. One run of training on a part of the data.
+def train(part: hf_xmc.XMCDataset) -> hf_xmc.XMCEncoder:
+    if config.encoder == "static":
+        texts = part.train["text"][:] + part.labels["text"][:]
+        embedding: StaticEmbedding = static_embedding(texts, min_pair_count=config.min_pair_count)
+        encoder = hf_xmc.XMCEncoder(modules=[embedding])
+    else:
+        encoder = hf_xmc.XMCEncoder(hf_xmc.minilm_path() if config.encoder == "minilm" else config.encoder)
+        encoder.max_seq_length = config.max_seq_length
+    if config.classifier:
+        encoder.add_classifier(
+            part.num_labels,
+            config.dimension,
+            encoder_dimension=config.encoder_dimension,
+            residual=config.residual,
+            dropout=config.dropout,
+        )
+    loss = hf_xmc.losses.UnifiedLoss(
+        encoder,
+        scale=config.scale,
+        encoder_weight=config.encoder_weight,
+        symmetric_weight=config.symmetric_weight,
+        bce_weight=config.bce_weight,
+    )
+    hf_xmc.XMCTrainer(model=encoder, args=args, train_dataset=part, loss=loss).train()
+    return encoder
+
+
+with record.timed("training, held-out part left out"):
+    encoder = train(development)
+
+# 4. How the halves are weighed is chosen on the held-out part.
+form = encoder.search_form
+if config.classifier and state.is_main_process:
+    with record.timed("fitting"):
+        form, tried = fit_search_form(encoder, hf_xmc.XMCEvaluator(development, name="held_out"))
+    halves = {"dual encoder": 0.0, "classifier": 1.0, "both alike": 0.5}
+    held_out = {
+        f"{name}{', unit rows' * f.normalize_classifier}": metrics
+        for f, metrics in tried.items()
+        for name, weight in halves.items()
+        if f.classifier_weight == weight
+    }
+    held_out[f"fitted: {form.classifier_weight}{', unit rows' * form.normalize_classifier}"] = tried[form]
+    print(f"\n{data.name}, held-out part, percent\n{metrics_table(held_out, COLUMNS)}\n")
+    record.metrics |= {f"held out: {name}": metrics for name, metrics in held_out.items()}
+state.wait_for_everyone()
+if config.refit:
+    with record.timed("training"):
+        encoder = train(data)
+encoder.search_form = form
+
+# 5. One look at the test split, and one file with everything that was measured.
+if state.is_main_process:
+    output = Path(args.output_dir)
+    test = hf_xmc.XMCEvaluator(data, name="test")
+    retriever = hf_xmc.Retriever.build(encoder, data.labels["text"], show_progress_bar=True)
+    metrics = test.metrics(test.predict(encoder)[0])
+    retriever.save_pretrained(output)
+    record.metrics["test"] = metrics
+    record.write(output / "metrics.json", metrics)
+    print(f"\n{data.name}, test split, percent\n{metrics_table({'UniDEC': metrics}, COLUMNS)}\n\nsaved to {output}")
