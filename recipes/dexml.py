@@ -1,0 +1,105 @@
+"""DEXML: a dual encoder trained with decoupled softmax or soft top-k, over a pool or over all labels.
+
+    accelerate launch recipes/dexml.py --config recipes/configs/<data set>/dexml.yaml [--data_dir DIR] [field=value]
+
+``labels: all`` encodes every label in every step, sharded over the processes (dist-de-all); ``labels: pool`` takes the
+batch's positives with ``hard_negatives`` mined and ``random_negatives`` random ones a step (dist-de-hnm). With
+``hold_out`` above 0 the epoch is chosen on a held-out part of train by title key, and only the rest is trained on; the
+test split is looked at once.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, field
+from functools import partial
+from pathlib import Path
+
+from accelerate import PartialState
+
+import hf_xmc
+from hf_xmc.losses import blockwise
+from hf_xmc.recipe_config import read_recipe_config
+from hf_xmc.run_record import RunRecord, metrics_table
+from hf_xmc.static import static_embedding
+
+HERE = Path(__file__).parent
+COLUMNS = ("precision@1", "precision@3", "precision@5", "psp@1", "psp@5", "recall@10", "recall@100")
+ALL_LABELS = {
+    "decoupled_softmax": blockwise.decoupled_softmax,
+    "soft_top_k": blockwise.soft_top_k,
+    "info_nce": blockwise.info_nce,
+    "binary_cross_entropy": blockwise.binary_cross_entropy,
+}
+POOL = {
+    "decoupled_softmax": hf_xmc.losses.DecoupledSoftmaxLoss,
+    "soft_top_k": hf_xmc.losses.SoftTopKLoss,
+    "info_nce": hf_xmc.losses.InfoNCELoss,
+    "binary_cross_entropy": hf_xmc.losses.BinaryCrossEntropyLoss,
+}
+
+
+@dataclass
+class DEXML:
+    """The recipe's own fields; everything else is a field of XMCTrainingArguments."""
+
+    data_dir: str = str(HERE / "data" / "lf-gutenberg-science-tiny")
+    fields: list[str] = field(default_factory=lambda: ["title"])
+    encoder: str = "static"
+    max_seq_length: int = 64
+    min_pair_count: int = 1_000_000_000
+    labels: str = field(default="pool", metadata={"choices": ["pool", "all"]})
+    loss: str = field(default="decoupled_softmax", metadata={"choices": sorted(POOL)})
+    k: int = 5
+    scale: float = 20.0
+    mini_batch_size: int = 256
+    hold_out: float = 0.1
+
+
+# 1. Settings: the YAML, then the command line.
+config, args = read_recipe_config(DEXML, __doc__)
+record = RunRecord(asdict(config) | args.to_dict())
+state = PartialState()
+
+# 2. Data: the raw folder, and a validation split that no title of the rest stands in.
+data = hf_xmc.load_lf(config.data_dir, fields=tuple(config.fields), label_fields=tuple(config.fields))
+development = data.hold_out(config.hold_out, seed=args.seed) if config.hold_out else data
+state.print(data)
+if data.propensity.assumed:
+    record.notes.append(f"propensity A, B = {data.propensity.a}, {data.propensity.b} assumed: unknown data set")
+
+# 3. The encoder.
+labels = data.labels["text"][:]
+if config.encoder == "static":
+    vocabulary = development.train["text"][:] + labels
+    encoder = hf_xmc.XMCEncoder(modules=[static_embedding(vocabulary, min_pair_count=config.min_pair_count)])
+else:
+    encoder = hf_xmc.XMCEncoder(hf_xmc.minilm_path() if config.encoder == "minilm" else config.encoder)
+    encoder.max_seq_length = config.max_seq_length
+
+# 4. The loss.
+extra = {"k": config.k} if config.loss == "soft_top_k" else {}
+if config.labels == "all":
+    function = partial(ALL_LABELS[config.loss], **extra)
+    loss = hf_xmc.losses.AllLabelsLoss(
+        encoder, labels, function, scale=config.scale, mini_batch_size=config.mini_batch_size
+    )
+else:
+    loss = POOL[config.loss](encoder, scale=config.scale, **extra)
+
+# 5. Training; where epochs are evaluated, the best on the held-out part is kept.
+evaluator = hf_xmc.XMCEvaluator(development, name="held_out") if config.hold_out else None
+trainer = hf_xmc.XMCTrainer(model=encoder, args=args, train_dataset=development, loss=loss, evaluator=evaluator)
+with record.timed("training"):
+    trainer.train()
+
+# 6. One look at the test split, and one file with everything that was measured.
+if state.is_main_process:
+    output = Path(args.output_dir)
+    if evaluator is not None:
+        record.metrics["held out"] = evaluator.metrics(evaluator.predict(encoder)[0])
+    test = hf_xmc.XMCEvaluator(data, name="test")
+    retriever = hf_xmc.Retriever.build(encoder, labels, show_progress_bar=True)
+    record.metrics["test"] = metrics = test.metrics(test.predict(encoder)[0])
+    retriever.save_pretrained(output)
+    record.write(output / "metrics.json", metrics)
+    print(f"\n{data.name}, percent\n{metrics_table(record.metrics, COLUMNS)}\n\nsaved to {output}")
