@@ -27,9 +27,9 @@ import scipy.sparse as sp
 from hf_xmc.data.columns import column_of, list_lengths, row_mapping
 from hf_xmc.data.dataset import XMCDataset
 
-BLOCK_ADDITIONS = 2**22  # bounds the memory of a block: no more entries come out of it, or L out of one label
+BLOCK_ADDITIONS = 2**21  # bounds the memory of a block: no more entries come out of it, or L out of one label
 MAX_THREADS = 4  # every thread holds a block
-PART_ENTRIES = 2**24  # 64 MiB an array: large enough that freeing it gives the memory back to the system
+PART_ENTRIES = 2**23  # 32 MiB an array: large enough that freeing it gives the memory back to the system
 RUNS_MOVED = 2**13  # rows whose places are worked out at once
 
 Soft = Callable[[np.ndarray, np.ndarray, np.ndarray], np.ndarray]
@@ -242,21 +242,23 @@ def _pairs(truth: sp.csr_matrix, delta: float) -> Iterator[tuple[np.ndarray, ...
     order = np.argsort(-frequencies, kind="stable").astype(np.int32)  # (L,) rank -> label
     frequencies = frequencies[order].astype(np.int32)
     least = np.floor(delta * frequencies).astype(np.int32)
-    least += least / np.maximum(frequencies, 1) <= delta  # the smallest count above delta, exactly
+    least += least / np.maximum(frequencies, 1) <= delta  # no smaller count is above delta
     by_label, by_row = _ranked(truth, order)
     lengths = np.diff(by_row.indptr)
     additions = np.concatenate([[0], np.cumsum(lengths[by_label.indices], dtype=np.int64)])[by_label.indptr]
     # Each row becomes two in the right factor, its beginning and its rest: beginnings grow from block to block
     # while the indices stay where they are.
-    rows, indices = 2 * by_label.indices, by_row.indices
+    indices = by_row.indices
     edges = np.repeat(by_row.indptr, 2)[:-1]  # (2N + 1,)
     starts = by_label.indptr
+    blocks = deque((a, b, 2 * by_label.indices[starts[a] : starts[b]]) for a, b in _blocks(additions))
     del by_label, by_row, lengths
 
-    def product(first: int, last: int, edges: np.ndarray, ones: np.ndarray) -> tuple[np.ndarray, ...]:
-        part = slice(starts[first], starts[last])
+    def product(
+        first: int, last: int, rows: np.ndarray, edges: np.ndarray, ones: np.ndarray
+    ) -> tuple[np.ndarray, ...]:
         left = sp.csr_matrix(
-            (ones[part], rows[part], starts[first : last + 1] - starts[first]), shape=(last - first, 2 * num_rows)
+            (ones[: len(rows)], rows, starts[first : last + 1] - starts[first]), shape=(last - first, 2 * num_rows)
         )
         counts = left @ sp.csr_matrix((ones, indices, edges), shape=(2 * num_rows, last))  # (last - first, last)
         kept = np.flatnonzero(counts.data >= least[last - 1])
@@ -265,18 +267,19 @@ def _pairs(truth: sp.csr_matrix, delta: float) -> Iterator[tuple[np.ndarray, ...
         del counts, kept
         above = np.flatnonzero((count >= least[rare]) & (common < rare))
         rare, common = rare[above], common[above]
-        return order[rare], order[common], count[above].astype(np.int32), frequencies[rare], frequencies[common]
+        return order[rare], order[common], count[above], frequencies[rare], frequencies[common]
 
     num_threads = min(MAX_THREADS, os.cpu_count() or 1)
     running: deque[Future] = deque()
     ones = np.ones(0, np.int32)
     with ThreadPoolExecutor(num_threads) as pool:
-        for first, last in _blocks(additions):
-            np.add.at(edges, rows[starts[first] : starts[last]] + 1, np.int32(1))
+        while blocks:
+            first, last, rows = blocks.popleft()
+            np.add.at(edges, rows + 1, np.int32(1))
             kind = np.min_scalar_type(-int(frequencies[first]) - 1)  # counts are at most the rows of the rarer label
             if ones.dtype != kind or not len(ones):
                 ones = np.ones(len(indices), kind)
-            running.append(pool.submit(product, first, last, edges.copy(), ones))
+            running.append(pool.submit(product, first, last, rows, edges.copy(), ones))
             if len(running) > num_threads:
                 yield running.popleft().result()
         while running:
