@@ -35,8 +35,8 @@ class RowSparseAdamW(torch.optim.AdamW):
 
     It equals dense AdamW up to rounding, but for eps: eps_s = eps sqrt((1 - beta2^{s+1}) / beta2) is exact for the
     first idle step and held for the others. The error of an idle row's displacement is at most the share of eps in
-    the denominator times (1 - beta2) / 2 for each later idle step that counts, of which there are about
-    r / (1 - r): .5 % of that share with the default betas once 1 - beta2^s has stopped growing.
+    the denominator times (1 - beta2) / (2 - 2 beta2^s) for each later idle step that counts, of which there are about
+    r / (1 - r): .5 % of that share with the default betas late in training.
 
     Two things are the caller's: a row must be up to date before it is *read*, else its gradient is taken at an old
     place: :meth:`follow` the embedding. And all rows must be before the weight is evaluated, saved or reset from

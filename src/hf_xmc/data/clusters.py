@@ -154,8 +154,11 @@ def tree_order(centroids: Tensor) -> np.ndarray:
             direction = centred.T @ (centred @ direction)
             direction /= max(np.linalg.norm(direction), 1e-300)
         part = part[np.argsort(centred @ direction, kind="stable")]
-        halves = [split(half) for half in np.array_split(part, 2)]
-        return np.concatenate(halves)
+        left, right = (split(half) for half in np.array_split(part, 2))
+        # Each half may be turned round; the ends that meet should be the nearest pair.
+        ends = points[left[[-1, 0]]] @ points[right[[0, -1]]].T  # (2, 2)
+        turn_left, turn_right = divmod(int(ends.argmax()), 2)
+        return np.concatenate([left[::-1] if turn_left else left, right[::-1] if turn_right else right])
 
     return split(np.arange(len(points)))
 
