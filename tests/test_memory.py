@@ -194,6 +194,8 @@ def test_a_loaded_memory_answers_as_the_saved_one(dtype: type, error: float, tmp
     exact = KnowledgeMemory(rows, truth, index, form)
     memory.save(tmp_path)
     loaded = KnowledgeMemory.load(tmp_path, index)
+    maps = Path("/proc/self/maps")
+    assert not maps.exists() or str(tmp_path / "memory.safetensors") in maps.read_text()  # mapped, not copied
     assert loaded.form == form and loaded.keys.dtype == memory.keys.dtype
     assert memory.keys.element_size() == np.dtype(dtype).itemsize
     for one, two in zip(memory.search(queries, 6), loaded.search(queries, 6), strict=True):

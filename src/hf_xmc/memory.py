@@ -7,6 +7,7 @@ import os
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import scipy.sparse as sp
@@ -26,7 +27,7 @@ _KEYS_AT_ONCE, _QUERIES_AT_ONCE = 1 << 15, 512
 # Queries whose votes are held at once.
 _VOTERS_AT_ONCE = 1 << 12
 # What `fit_memory` tries, in this order within a round. Ends of row_weight are the label search and plain kNN.
-_GRID: dict[str, tuple[float, ...]] = {
+_GRID: dict[str, tuple[Any, ...]] = {
     "scale": (5, 7, 10, 14, 20, 28, 40, 80),
     "row_weight": (0, 0.01, 0.02, 0.05, 0.1, 0.15, 0.2, 0.3, 0.5, 0.7, 0.9, 1),
     "frequency_power": (-0.4, -0.2, -0.1, -0.05, 0, 0.05, 0.1, 0.2, 0.4),
