@@ -154,7 +154,7 @@ def main() -> None:
         add(f"memory, for the blend, {np.dtype(dtype)}", small, blend)
 
     columns = ("P@1", "P@5", "PSP@1", "PSP@5")
-    print(f"| {'':32} | {' | '.join(f'{c:24}' for c in columns)} | extra MB |   CPU ms | ms alone |")
+    print(f"| {'':32} | {' | '.join(f'{c:29}' for c in columns)} | extra MB |   CPU ms | ms alone |")
     print(f"|{'---|' * (len(columns) + 4)}")
     baseline = None
     for name, (search, rank, size) in contestants.items():
@@ -170,7 +170,7 @@ def main() -> None:
                 for cell, gap in zip(cells, (gaps[metric] for metric in METRICS), strict=True)
             ]
         together, alone = milliseconds(search, queries[:2000])
-        line = " | ".join(f"{cell:24}" for cell in cells)
+        line = " | ".join(f"{cell:29}" for cell in cells)
         print(f"| {name:32} | {line} | {size:8.1f} | {together:8.2f} | {alone:8.2f} |", flush=True)
 
 
