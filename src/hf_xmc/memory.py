@@ -479,7 +479,7 @@ def fit_memory(
     """The form of the largest (1 - psp_weight) precision@1 + psp_weight psp@1, one parameter at a time.
 
     Queries are held-out rows, or training rows left out one by one (``own_rows``). The latter need no split and found
-    nearly the same form in our measurement, but the metrics of the fit are then those of rows that the encoder has learned.
+    nearly the same form in our measurement, but the metrics of the fit are then those of rows that the encoder knows.
 
     Args:
         memory: Not changed; use the result by ``memory.form = fit.form``.
