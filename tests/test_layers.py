@@ -41,6 +41,8 @@ LAYERS: dict[str, int] = {
     "hub": 1,
     "encoder": 1,
     "memory": 1,
+    "memory_fit": 1,
+    "memory_search": 1,
     "calibration": 1,
     "plots": 1,
     "recipe_config": 1,

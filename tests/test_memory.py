@@ -9,8 +9,10 @@ from reference_memory import slow_search, slow_votes
 from safetensors.torch import load_file, save_file
 
 import hf_xmc.memory
+import hf_xmc.memory_search
 from hf_xmc import LabelIndex
-from hf_xmc.memory import KnowledgeMemory, MemoryForm, fit_fold, fit_memory, fold_rows
+from hf_xmc.memory import KnowledgeMemory, MemoryForm
+from hf_xmc.memory_fit import fit_fold, fit_memory, fold_rows
 from hf_xmc.metrics.functional import drop_pairs, inverse_propensities, xmc_metrics
 
 
@@ -64,8 +66,8 @@ def test_votes_and_evidence_equal_the_slow_loop(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     # Small blocks, so that keys, queries and votes are put together of several.
-    monkeypatch.setattr(hf_xmc.memory, "_KEYS_AT_ONCE", 16)
-    monkeypatch.setattr(hf_xmc.memory, "_QUERIES_AT_ONCE", 5)
+    monkeypatch.setattr(hf_xmc.memory_search, "_KEYS_AT_ONCE", 16)
+    monkeypatch.setattr(hf_xmc.memory_search, "_QUERIES_AT_ONCE", 5)
     monkeypatch.setattr(hf_xmc.memory, "_VOTERS_AT_ONCE", 4)
     rng = np.random.default_rng(num_rows)
     # Halves of small integers: many exact ties among the keys.

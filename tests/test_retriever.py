@@ -10,10 +10,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import WORDS, make_bert_encoder, make_static_encoder
+from conftest import WORDS, make_bert_encoder, make_static_encoder, make_words_data
 
 import hf_xmc
 from hf_xmc import Retriever
+from hf_xmc.memory import MemoryForm
 
 TEXTS = ["cats and dogs", "the history of war", "", "mathematics of the sea " * 30, "😀 birds\x00 שלום"]
 
@@ -63,6 +64,8 @@ def test_saved_and_loaded_it_answers_the_same_through_every_door(retriever: Retr
         pipe = hf_xmc.pipeline("xmc-retrieval", model=str(folder), device="cpu")
         assert_same_answers(pipe(TEXTS, top_k=4, batch_size=batch_size), expected)
     assert_same_answers([pipe(TEXTS[0], top_k=4)], expected[:1])
+    (tmp_path / "ordinary").mkdir()
+    assert folder.stat().st_mode == (tmp_path / "ordinary").stat().st_mode
     assert not list(folder.rglob("*.bin")) and not list(folder.rglob("*.pkl"))
 
 
@@ -151,3 +154,32 @@ def test_a_failing_save_leaves_what_was_there(tmp_path: Path, monkeypatch: pytes
         retriever.save_pretrained(tmp_path / "repo")
     assert sorted(p.name for p in (tmp_path / "repo").iterdir()) == before
     assert sorted(p.name for p in tmp_path.iterdir()) == ["copy", "repo"]
+
+
+def test_memory_votes_and_shows_its_evidence_also_after_a_round_trip(tmp_path: Path) -> None:
+    data = make_words_data()
+    retriever = Retriever.build(make_static_encoder(), WORDS)
+    labels_only = retriever.predict(TEXTS, top_k=3)
+    with pytest.raises(ValueError, match="this retriever has no memory"):
+        retriever.predict(TEXTS, return_evidence=True)
+    retriever.remember(data.train["text"][:], data.to_csr("train"), MemoryForm(row_weight=0.5, num_keys=20))
+    assert retriever.predict(TEXTS, top_k=3, memory=False) == labels_only
+    answers = retriever.predict(TEXTS, top_k=3, return_evidence=True, num_evidence=100)
+    ids, _ = retriever.memory.search(retriever.encoder.query_vectors(TEXTS), 3)
+    assert [[a["label_id"] for a in answer] for answer in answers] == [[i for i in r if i >= 0] for r in ids.tolist()]
+    shown = 0
+    for answer in answers:
+        for label in answer:
+            evidence = label["evidence"]
+            assert abs(sum(r["share"] for r in evidence["rows"]) + evidence["label"]["share"] - 1) < 1e-5
+            for row in evidence["rows"]:
+                assert row["text"] == data.train[row["row"]]["text"]
+                assert label["label_id"] in data.train[row["row"]]["label_ids"]
+                shown += 1
+    assert shown > 10
+    retriever.save_pretrained(tmp_path / "repo")
+    again = Retriever.from_pretrained(tmp_path / "repo", device="cpu")
+    assert again.predict(TEXTS, top_k=3, return_evidence=True, num_evidence=100) == answers
+    (tmp_path / "repo" / "memory" / "texts.json").write_text('["one"]')
+    with pytest.raises(ValueError, match="texts.json has 1 texts, the memory 64 rows"):
+        Retriever.from_pretrained(tmp_path / "repo")

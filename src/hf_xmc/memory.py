@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import scipy.sparse as sp
@@ -16,24 +14,15 @@ from numpy.typing import DTypeLike
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
-from hf_xmc.index import MISSING_ID, MISSING_SCORE, LabelIndex
-from hf_xmc.metrics.functional import drop_pairs, xmc_metrics
+from hf_xmc.index import MISSING_SCORE, LabelIndex
+from hf_xmc.memory_search import Found, as_filters, as_own_rows, compress, missing, nearest, take, write_best
+from hf_xmc.metrics.functional import drop_pairs
 
 FORMAT_VERSION = 1
 MEMORY_FILE = "memory.safetensors"
 _KEY_DTYPES = {np.dtype(np.float32): torch.float32, np.dtype(np.float16): torch.float16, np.dtype(np.int8): torch.int8}
-# Keys decoded at once, and the queries they meet at once: a score block of 64 MB.
-_KEYS_AT_ONCE, _QUERIES_AT_ONCE = 1 << 15, 512
 # Queries whose votes are held at once.
 _VOTERS_AT_ONCE = 1 << 12
-# What `fit_memory` tries, in this order within a round. Ends of row_weight are the label search and plain kNN.
-_GRID: dict[str, tuple[Any, ...]] = {
-    "scale": (5, 7, 10, 14, 20, 28, 40, 80),
-    "row_weight": (0, 0.01, 0.02, 0.05, 0.1, 0.15, 0.2, 0.3, 0.5, 0.7, 0.9, 1),
-    "frequency_power": (-0.4, -0.2, -0.1, -0.05, 0, 0.05, 0.1, 0.2, 0.4),
-    "num_keys": (10, 25, 50, 100, 200),
-}
-_FOLD_WEIGHTS = (0, 0.2, 0.4, 0.5, 0.6, 0.8)
 
 
 @dataclass(frozen=True)
@@ -110,28 +99,6 @@ class Evidence:
         return self.row_ids[part], self.row_scores[part], self.row_shares[part]
 
 
-@dataclass(frozen=True)
-class MemoryFit:
-    """What a fit found: the best form, its two metrics and those of the plain label search, all in [0, 1]."""
-
-    form: MemoryForm
-    precision: float  # precision@1
-    psp: float  # psp@1
-    label_precision: float
-    label_psp: float
-    num_trials: int
-
-
-@dataclass(frozen=True)
-class _Found:
-    """The nearest keys of each query, of both kinds, best first, padded with -1 and -inf."""
-
-    row_ids: np.ndarray  # (B, b) int64
-    row_scores: np.ndarray  # (B, b) float32
-    label_ids: np.ndarray  # (B, b) int64
-    label_scores: np.ndarray  # (B, b) float32
-
-
 class KnowledgeMemory:
     """Predicts labels by the votes of the nearest training rows and label texts (RAE-XMC, arXiv 2502.10615).
 
@@ -172,7 +139,7 @@ class KnowledgeMemory:
             raise ValueError(f"row_vectors must be finite, with shape (N, D), got shape {row_vectors.shape}")
         if np.dtype(dtype) not in _KEY_DTYPES:
             raise ValueError(f"dtype must be float32, float16 or int8, got {np.dtype(dtype)}")
-        keys, key_scales = _compress(torch.from_numpy(row_vectors), _KEY_DTYPES[np.dtype(dtype)])
+        keys, key_scales = compress(torch.from_numpy(row_vectors), _KEY_DTYPES[np.dtype(dtype)])
         truth = sp.csr_matrix(truth, dtype=np.float32, copy=True)
         truth.sum_duplicates()
         truth.eliminate_zeros()
@@ -240,9 +207,9 @@ class KnowledgeMemory:
         """
         if top_k < 1:
             raise ValueError(f"top_k must be at least 1, got {top_k}")
-        pairs = _as_filters(filters)
-        found = self._find(queries, self.form, own_rows, pairs)
-        return self._rank(found, self.form, top_k, pairs)
+        pairs = as_filters(filters)
+        found = self.find(queries, self.form, own_rows, pairs)
+        return self.rank(found, self.form, top_k, pairs)
 
     def explain(
         self,
@@ -268,7 +235,7 @@ class KnowledgeMemory:
         if ids.size and not -1 <= ids.min() <= ids.max() < len(self.labels):
             raise ValueError(f"ids must lie in -1 .. {len(self.labels) - 1}, got {ids.min()} .. {ids.max()}")
         queries = np.asarray(queries, dtype=np.float32)
-        found = self._find(queries, self.form, own_rows, _as_filters(filters))
+        found = self.find(queries, self.form, own_rows, as_filters(filters))
         label_scores = np.full(ids.shape, MISSING_SCORE, dtype=np.float32)
         place = np.nonzero(ids >= 0)
         label_scores[place] = np.einsum("nd,nd->n", queries[place[0]], self.labels.vectors[ids[place]])
@@ -284,18 +251,18 @@ class KnowledgeMemory:
         indptr = np.searchsorted(places, np.arange(ids.size + 1))
         return Evidence(indptr, row_ids, row_scores, row_shares, label_scores, label_shares.astype(np.float32))
 
-    def _find(self, queries: np.ndarray, form: MemoryForm, own_rows: np.ndarray | None, filters: np.ndarray) -> _Found:
+    def find(self, queries: np.ndarray, form: MemoryForm, own_rows: np.ndarray | None, filters: np.ndarray) -> Found:
         """The ``form.num_keys`` nearest keys of either kind, without zero-valued, own and filtered ones."""
         queries = np.ascontiguousarray(queries, dtype=np.float32)
         if queries.ndim != 2 or queries.shape[1] != self.keys.shape[1]:
             raise ValueError(f"queries must have shape (N, {self.keys.shape[1]}), got {queries.shape}")
-        row_ids, row_scores = _missing(len(queries), form.num_keys)
-        label_ids, label_scores = _missing(len(queries), form.num_keys)
+        row_ids, row_scores = missing(len(queries), form.num_keys)
+        label_ids, label_scores = missing(len(queries), form.num_keys)
         if form.row_weight > 0:
             depth = form.num_keys + (own_rows is not None)
-            row_ids, row_scores = _nearest(self.keys, self.key_scales, self._votes_nothing, queries, depth)
+            row_ids, row_scores = nearest(self.keys, self.key_scales, self._votes_nothing, queries, depth)
             if own_rows is not None:
-                own = _as_own_rows(own_rows, len(queries), len(self))
+                own = as_own_rows(own_rows, len(queries), len(self))
                 row_ids, row_scores = drop_pairs(row_ids, row_scores, own)
         if form.row_weight < 1:
             most = int(np.bincount(filters[:, 0]).max()) if len(filters) else 0
@@ -303,9 +270,9 @@ class KnowledgeMemory:
             if most:
                 label_ids, label_scores = drop_pairs(label_ids, label_scores, filters)
         cut = (slice(None), slice(form.num_keys))
-        return _Found(row_ids[cut], row_scores[cut], label_ids[cut], label_scores[cut])
+        return Found(row_ids[cut], row_scores[cut], label_ids[cut], label_scores[cut])
 
-    def _weights(self, found: _Found, form: MemoryForm) -> tuple[np.ndarray, np.ndarray]:
+    def _weights(self, found: Found, form: MemoryForm) -> tuple[np.ndarray, np.ndarray]:
         """Softmax over the nearest ``num_keys`` keys of both kinds: (B, b) float64 each, 0 for a key left out."""
         scores = np.hstack([found.row_scores, found.label_scores]).astype(np.float64)  # (B, 2b), rows first
         order = np.argsort(-scores, axis=1, kind="stable")[:, : form.num_keys]
@@ -325,20 +292,20 @@ class KnowledgeMemory:
         counts[: len(self._counts)] = self._counts
         return form.row_weights(counts)
 
-    def _rank(self, found: _Found, form: MemoryForm, top_k: int, filters: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    def rank(self, found: Found, form: MemoryForm, top_k: int, filters: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """ids (B, top_k) and scores of the keys that were found."""
         most = int(np.bincount(filters[:, 0]).max()) if len(filters) else 0
-        ids, scores = _missing(len(found.row_ids), top_k + most)
+        ids, scores = missing(len(found.row_ids), top_k + most)
         lambdas = self._lambdas(form)
         for start in range(0, len(ids), _VOTERS_AT_ONCE):
             part = slice(start, start + _VOTERS_AT_ONCE)
-            votes = self._votes(_take(found, part), form, lambdas)
-            _best(votes, ids[part], scores[part])
+            votes = self._votes(take(found, part), form, lambdas)
+            write_best(votes, ids[part], scores[part])
         if most:
             ids, scores = drop_pairs(ids, scores, filters)
         return ids[:, :top_k], scores[:, :top_k]
 
-    def _votes(self, found: _Found, form: MemoryForm, lambdas: np.ndarray) -> sp.csr_matrix:
+    def _votes(self, found: Found, form: MemoryForm, lambdas: np.ndarray) -> sp.csr_matrix:
         """The votes of every label that got any: CSR (B, L) float64."""
         row_weights, label_weights = self._weights(found, form)
         shape = (len(row_weights), len(self.labels))
@@ -357,9 +324,9 @@ class KnowledgeMemory:
         alive = self.labels.alive[labels]
         return sp.coo_matrix((values[alive], (queries[alive], labels[alive])), shape=shape).tocsr()
 
-    def _shares(self, found: _Found, ids: np.ndarray, part: slice) -> tuple[np.ndarray, ...]:
+    def _shares(self, found: Found, ids: np.ndarray, part: slice) -> tuple[np.ndarray, ...]:
         """(places, row ids, row scores, row shares) (nnz,) of the queries in ``part``, and label shares (B, K)."""
-        found, ids, first = _take(found, part), ids[part], part.start * ids.shape[1]
+        found, ids, first = take(found, part), ids[part], part.start * ids.shape[1]
         lambdas = self._lambdas(self.form)
         row_weights, label_weights = self._weights(found, self.form)
         # Places of the predictions, sorted by (query, label), are the table in which votes are looked up.
@@ -461,235 +428,3 @@ class KnowledgeMemory:
         memory = cls.__new__(cls)
         memory._set(keys, tensors.get("key_scales"), truth, labels, form)
         return memory
-
-
-# -- choosing --------------------------------------------------------------------------------------------------------
-
-
-def fit_memory(
-    memory: KnowledgeMemory,
-    queries: np.ndarray,
-    truth: sp.csr_matrix,
-    inverse_propensities: np.ndarray,
-    *,
-    psp_weight: float = 0.5,
-    own_rows: np.ndarray | None = None,
-    filters: np.ndarray | None = None,
-) -> MemoryFit:
-    """The form of the largest (1 - psp_weight) precision@1 + psp_weight psp@1, one parameter at a time.
-
-    Queries are held-out rows, or training rows left out one by one (``own_rows``). The latter need no split and found
-    nearly the same form in our measurement, but the metrics of the fit are then those of rows that the encoder knows.
-
-    Args:
-        memory: Not changed; use the result by ``memory.form = fit.form``.
-        queries: (N, D) float32.
-        truth: scipy sparse (N, L), the labels of the queries.
-        inverse_propensities: (L,), of the training rows.
-        psp_weight: 0 for precision@1, 1 for psp@1, between them a blend.
-        own_rows, filters: As in :meth:`KnowledgeMemory.search`.
-    """
-    score = _target(truth, inverse_propensities, psp_weight)
-    pairs = _as_filters(filters)
-    widest = MemoryForm(row_weight=0.5, num_keys=int(max(_GRID["num_keys"])))
-    found = memory._find(queries, widest, own_rows, pairs)
-    empty = _Found(*_missing(len(queries), widest.num_keys), *_missing(len(queries), widest.num_keys))
-    trials: dict[MemoryForm, tuple[float, float, float]] = {}
-
-    def value_of(form: MemoryForm) -> float:
-        if form not in trials:
-            keys = found
-            if form.row_weight == 0:
-                keys = replace(found, row_ids=empty.row_ids, row_scores=empty.row_scores)
-            if form.row_weight == 1:
-                keys = replace(found, label_ids=empty.label_ids, label_scores=empty.label_scores)
-            trials[form] = score(memory._rank(_narrow(keys, form.num_keys), form, 1, pairs)[0])
-        return trials[form][0]
-
-    plain = MemoryForm(row_weight=0)
-    value_of(plain)
-    best, before = MemoryForm(), None
-    while best != before:
-        before = best
-        for name, values in _GRID.items():
-            for value in values:
-                form = replace(best, **{name: value})
-                best = form if value_of(form) > value_of(best) else best
-    best = plain if value_of(plain) >= value_of(best) else best
-    return MemoryFit(best, *trials[best][1:], *trials[plain][1:], len(trials))
-
-
-def fold_rows(
-    label_vectors: np.ndarray, row_vectors: np.ndarray, truth: sp.csr_matrix, row_weight: float = 0.5
-) -> np.ndarray:
-    """Label vectors that remember their training rows: a memory without a larger index (PEFA-XS).
-
-        z'_l = (1 - row_weight) z_l + row_weight |z_l| m_l / |m_l|,   m_l = sum of the vectors of l's training rows
-
-    The sum is not cut to unit length again: a label whose text and rows disagree becomes shorter and so less ready to
-    be predicted, which measured several points better. Labels without training rows stay as they are.
-
-    Args:
-        label_vectors: (L, D) float32.
-        row_vectors: (N, D) float32, in the space of the label vectors (see :class:`KnowledgeMemory`).
-        truth: scipy sparse (N, L).
-        row_weight: In [0, 1]; 0 changes nothing.
-
-    Returns:
-        (L, D) float32, for a :class:`~hf_xmc.LabelIndex`.
-    """
-    if not 0 <= row_weight <= 1:
-        raise ValueError(f"row_weight must lie in [0, 1], got {row_weight}")
-    if truth.shape != (len(row_vectors), len(label_vectors)):
-        raise ValueError(f"truth must have shape {(len(row_vectors), len(label_vectors))}, got {truth.shape}")
-    labels = np.asarray(label_vectors, dtype=np.float32)
-    sums = np.asarray(sp.csr_matrix(truth).T @ np.asarray(row_vectors, dtype=np.float32))  # (L, D)
-    length = np.linalg.norm(sums, axis=1, keepdims=True)
-    towards = np.linalg.norm(labels, axis=1, keepdims=True) * sums / np.maximum(length, 1e-12)
-    folded = (1 - row_weight) * labels + row_weight * towards
-    return np.where(length > 0, folded, labels).astype(np.float32)
-
-
-def fit_fold(
-    label_vectors: np.ndarray,
-    row_vectors: np.ndarray,
-    row_truth: sp.csr_matrix,
-    queries: np.ndarray,
-    truth: sp.csr_matrix,
-    inverse_propensities: np.ndarray,
-    *,
-    psp_weight: float = 0.5,
-    filters: np.ndarray | None = None,
-) -> float:
-    """The row_weight of :func:`fold_rows` of the largest (1 - psp_weight) precision@1 + psp_weight psp@1.
-
-    The queries must be held-out rows: a training row is part of its own labels' vectors.
-
-    Args:
-        label_vectors, row_vectors, row_truth: What :func:`fold_rows` folds.
-        queries, truth, inverse_propensities, psp_weight, filters: As in :func:`fit_memory`.
-    """
-    score, pairs = _target(truth, inverse_propensities, psp_weight), _as_filters(filters)
-    depth = 1 + (int(np.bincount(pairs[:, 0]).max()) if len(pairs) else 0)
-
-    def value_of(weight: float) -> float:
-        folded = LabelIndex(fold_rows(label_vectors, row_vectors, row_truth, weight))
-        return score(drop_pairs(*folded.search(queries, depth), pairs)[0][:, :1])[0]
-
-    return max(_FOLD_WEIGHTS, key=value_of)
-
-
-def _target(
-    truth: sp.csr_matrix, inverse_propensities: np.ndarray, psp_weight: float
-) -> Callable[[np.ndarray], tuple[float, float, float]]:
-    """ids (N, 1) -> the blend, precision@1 and psp@1."""
-    if not 0 <= psp_weight <= 1:
-        raise ValueError(f"psp_weight must lie in [0, 1], got {psp_weight}")
-
-    def score(ids: np.ndarray) -> tuple[float, float, float]:
-        metrics = xmc_metrics(ids, truth, 1, inverse_propensities)
-        precision, psp = metrics["precision@1"], metrics["psp@1"]
-        return (1 - psp_weight) * precision + psp_weight * psp, precision, psp
-
-    return score
-
-
-# -- parts -----------------------------------------------------------------------------------------------------------
-
-
-def _compress(vectors: torch.Tensor, dtype: torch.dtype) -> tuple[torch.Tensor, torch.Tensor | None]:
-    """(N, D) float32 -> keys (N, D) of the dtype and, for int8, what a unit of each row is worth, (N,) float32."""
-    if dtype != torch.int8:
-        return vectors.to(dtype), None
-    scales = vectors.abs().amax(1) / 127 if vectors.numel() else torch.zeros(len(vectors))
-    return (vectors / scales.clamp_min(1e-30)[:, None]).round().to(torch.int8), scales
-
-
-def _nearest(
-    keys: torch.Tensor, key_scales: torch.Tensor | None, dead: torch.Tensor, queries: np.ndarray, count: int
-) -> tuple[np.ndarray, np.ndarray]:
-    """The ``count`` keys of the largest inner product, exactly: ids and scores (N, count), ties by ascending id.
-
-    Not by FAISS: keys stay in the mapped file in their own dtype and are decoded block by block, and it works without.
-    """
-    best_ids, best_scores = (torch.from_numpy(part) for part in _missing(len(queries), count))
-    rows = torch.from_numpy(queries)
-    for first in range(0, len(keys), _KEYS_AT_ONCE):
-        block = keys[first : first + _KEYS_AT_ONCE].float()  # (C, D)
-        skipped = dead[first : first + len(block)]
-        for start in range(0, len(rows), _QUERIES_AT_ONCE):
-            part = slice(start, start + _QUERIES_AT_ONCE)
-            scores = rows[part] @ block.T  # (B, C)
-            if key_scales is not None:
-                scores *= key_scales[first : first + len(block)]
-            if skipped.any():
-                scores.masked_fill_(skipped, MISSING_SCORE)
-            values, places = _top(scores, min(count, len(block)))
-            # Stable, and earlier blocks come first: equal scores stay by ascending id.
-            values = torch.cat([best_scores[part], values], 1)
-            ids = torch.cat([best_ids[part], places + first], 1)
-            order = torch.sort(values, dim=1, descending=True, stable=True).indices[:, :count]
-            best_scores[part], best_ids[part] = values.gather(1, order), ids.gather(1, order)
-    best_ids[best_scores == MISSING_SCORE] = MISSING_ID
-    return best_ids.numpy(), best_scores.numpy()
-
-
-def _top(scores: torch.Tensor, count: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Values and places (B, count) of the largest scores (B, C), equal ones by ascending place."""
-    # One place more shows whether the cut falls inside a group of equal scores, of which topk keeps any.
-    values, places = torch.topk(scores, min(count + 1, scores.shape[1]), dim=1)
-    if values.shape[1] > count:
-        tied = (values[:, count - 1] == values[:, count]).nonzero()[:, 0]
-        values, places = values[:, :count], places[:, :count]
-        if len(tied):
-            order = torch.sort(scores[tied], dim=1, descending=True, stable=True).indices[:, :count]
-            places[tied], values[tied] = order, scores[tied].gather(1, order)
-    places, order = torch.sort(places, dim=1)
-    values, order = torch.sort(values.gather(1, order), dim=1, descending=True, stable=True)
-    return values, places.gather(1, order)
-
-
-def _best(votes: sp.csr_matrix, ids: np.ndarray, scores: np.ndarray) -> None:
-    """Write the best labels of CSR votes (B, L) into ids and scores (B, K).
-
-    They are ordered before they are rounded to float32, so that differences that the softmax makes tiny still count.
-    """
-    row = np.repeat(np.arange(votes.shape[0]), np.diff(votes.indptr))
-    order = np.lexsort((votes.indices, -votes.data, row))
-    rank = np.arange(len(row)) - votes.indptr[row]
-    kept = rank < ids.shape[1]
-    ids[row[kept], rank[kept]] = votes.indices[order][kept]
-    scores[row[kept], rank[kept]] = votes.data[order][kept]
-
-
-def _missing(num_rows: int, num_places: int) -> tuple[np.ndarray, np.ndarray]:
-    shape = (num_rows, num_places)
-    return np.full(shape, MISSING_ID, dtype=np.int64), np.full(shape, MISSING_SCORE, dtype=np.float32)
-
-
-def _take(found: _Found, part: slice) -> _Found:
-    return _Found(found.row_ids[part], found.row_scores[part], found.label_ids[part], found.label_scores[part])
-
-
-def _narrow(found: _Found, count: int) -> _Found:
-    return _Found(
-        found.row_ids[:, :count],
-        found.row_scores[:, :count],
-        found.label_ids[:, :count],
-        found.label_scores[:, :count],
-    )
-
-
-def _as_filters(pairs: np.ndarray | None) -> np.ndarray:
-    return np.zeros((0, 2), dtype=np.int64) if pairs is None else np.asarray(pairs, dtype=np.int64)
-
-
-def _as_own_rows(own_rows: np.ndarray, num_queries: int, num_rows: int) -> np.ndarray:
-    """(N,) rows or -1 -> the (n, 2) pairs (query, row)."""
-    own_rows = np.asarray(own_rows)
-    if own_rows.shape != (num_queries,) or own_rows.dtype.kind not in "iu":
-        raise ValueError(f"own_rows must be integers of shape ({num_queries},), got {own_rows.dtype} {own_rows.shape}")
-    if own_rows.size and not -1 <= own_rows.min() <= own_rows.max() < num_rows:
-        raise ValueError(f"own_rows must lie in -1 .. {num_rows - 1}, got {own_rows.min()} .. {own_rows.max()}")
-    queries = np.flatnonzero(own_rows >= 0)
-    return np.stack([queries, own_rows[queries]], axis=1)

@@ -1,0 +1,164 @@
+"""Choosing how a KnowledgeMemory votes, and folding it into the label vectors."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import scipy.sparse as sp
+
+from hf_xmc.index import LabelIndex
+from hf_xmc.memory import KnowledgeMemory, MemoryForm
+from hf_xmc.memory_search import Found, as_filters, missing, narrow
+from hf_xmc.metrics.functional import drop_pairs, xmc_metrics
+
+# What `fit_memory` tries, in this order within a round. Ends of row_weight are the label search and plain kNN.
+_GRID: dict[str, tuple[Any, ...]] = {
+    "scale": (5, 7, 10, 14, 20, 28, 40, 80),
+    "row_weight": (0, 0.01, 0.02, 0.05, 0.1, 0.15, 0.2, 0.3, 0.5, 0.7, 0.9, 1),
+    "frequency_power": (-0.4, -0.2, -0.1, -0.05, 0, 0.05, 0.1, 0.2, 0.4),
+    "num_keys": (10, 25, 50, 100, 200),
+}
+_FOLD_WEIGHTS = (0, 0.2, 0.4, 0.5, 0.6, 0.8)
+
+
+@dataclass(frozen=True)
+class MemoryFit:
+    """What a fit found: the best form, its two metrics and those of the plain label search, all in [0, 1]."""
+
+    form: MemoryForm
+    precision: float  # precision@1
+    psp: float  # psp@1
+    label_precision: float
+    label_psp: float
+    num_trials: int
+
+
+def fit_memory(
+    memory: KnowledgeMemory,
+    queries: np.ndarray,
+    truth: sp.csr_matrix,
+    inverse_propensities: np.ndarray,
+    *,
+    psp_weight: float = 0.5,
+    own_rows: np.ndarray | None = None,
+    filters: np.ndarray | None = None,
+) -> MemoryFit:
+    """The form of the largest (1 - psp_weight) precision@1 + psp_weight psp@1, one parameter at a time.
+
+    Queries are held-out rows, or training rows left out one by one (``own_rows``). The latter need no split and found
+    nearly the same form in our measurement, but the metrics of the fit are then those of rows that the encoder knows.
+
+    Args:
+        memory: Not changed; use the result by ``memory.form = fit.form``.
+        queries: (N, D) float32.
+        truth: scipy sparse (N, L), the labels of the queries.
+        inverse_propensities: (L,), of the training rows.
+        psp_weight: 0 for precision@1, 1 for psp@1, between them a blend.
+        own_rows, filters: As in :meth:`KnowledgeMemory.search`.
+    """
+    score = _target(truth, inverse_propensities, psp_weight)
+    pairs = as_filters(filters)
+    widest = MemoryForm(row_weight=0.5, num_keys=int(max(_GRID["num_keys"])))
+    found = memory.find(queries, widest, own_rows, pairs)
+    empty = Found(*missing(len(queries), widest.num_keys), *missing(len(queries), widest.num_keys))
+    trials: dict[MemoryForm, tuple[float, float, float]] = {}
+
+    def value_of(form: MemoryForm) -> float:
+        if form not in trials:
+            keys = found
+            if form.row_weight == 0:
+                keys = replace(found, row_ids=empty.row_ids, row_scores=empty.row_scores)
+            if form.row_weight == 1:
+                keys = replace(found, label_ids=empty.label_ids, label_scores=empty.label_scores)
+            trials[form] = score(memory.rank(narrow(keys, form.num_keys), form, 1, pairs)[0])
+        return trials[form][0]
+
+    plain = MemoryForm(row_weight=0)
+    value_of(plain)
+    best, before = MemoryForm(), None
+    while best != before:
+        before = best
+        for name, values in _GRID.items():
+            for value in values:
+                form = replace(best, **{name: value})
+                best = form if value_of(form) > value_of(best) else best
+    best = plain if value_of(plain) >= value_of(best) else best
+    return MemoryFit(best, *trials[best][1:], *trials[plain][1:], len(trials))
+
+
+def fold_rows(
+    label_vectors: np.ndarray, row_vectors: np.ndarray, truth: sp.csr_matrix, row_weight: float = 0.5
+) -> np.ndarray:
+    """Label vectors that remember their training rows: a memory without a larger index (PEFA-XS).
+
+        z'_l = (1 - row_weight) z_l + row_weight |z_l| m_l / |m_l|,   m_l = sum of the vectors of l's training rows
+
+    The sum is not cut to unit length again: a label whose text and rows disagree becomes shorter and so less ready to
+    be predicted, which measured several points better. Labels without training rows stay as they are.
+
+    Args:
+        label_vectors: (L, D) float32.
+        row_vectors: (N, D) float32, in the space of the label vectors (see :class:`KnowledgeMemory`).
+        truth: scipy sparse (N, L).
+        row_weight: In [0, 1]; 0 changes nothing.
+
+    Returns:
+        (L, D) float32, for a :class:`~hf_xmc.LabelIndex`.
+    """
+    if not 0 <= row_weight <= 1:
+        raise ValueError(f"row_weight must lie in [0, 1], got {row_weight}")
+    if truth.shape != (len(row_vectors), len(label_vectors)):
+        raise ValueError(f"truth must have shape {(len(row_vectors), len(label_vectors))}, got {truth.shape}")
+    labels = np.asarray(label_vectors, dtype=np.float32)
+    sums = np.asarray(sp.csr_matrix(truth).T @ np.asarray(row_vectors, dtype=np.float32))  # (L, D)
+    length = np.linalg.norm(sums, axis=1, keepdims=True)
+    towards = np.linalg.norm(labels, axis=1, keepdims=True) * sums / np.maximum(length, 1e-12)
+    folded = (1 - row_weight) * labels + row_weight * towards
+    return np.where(length > 0, folded, labels).astype(np.float32)
+
+
+def fit_fold(
+    label_vectors: np.ndarray,
+    row_vectors: np.ndarray,
+    row_truth: sp.csr_matrix,
+    queries: np.ndarray,
+    truth: sp.csr_matrix,
+    inverse_propensities: np.ndarray,
+    *,
+    psp_weight: float = 0.5,
+    filters: np.ndarray | None = None,
+) -> float:
+    """The row_weight of :func:`fold_rows` of the largest (1 - psp_weight) precision@1 + psp_weight psp@1.
+
+    The queries must be held-out rows: a training row is part of its own labels' vectors.
+
+    Args:
+        label_vectors, row_vectors, row_truth: What :func:`fold_rows` folds.
+        queries, truth, inverse_propensities, psp_weight, filters: As in :func:`fit_memory`.
+    """
+    score, pairs = _target(truth, inverse_propensities, psp_weight), as_filters(filters)
+    depth = 1 + (int(np.bincount(pairs[:, 0]).max()) if len(pairs) else 0)
+
+    def value_of(weight: float) -> float:
+        folded = LabelIndex(fold_rows(label_vectors, row_vectors, row_truth, weight))
+        return score(drop_pairs(*folded.search(queries, depth), pairs)[0][:, :1])[0]
+
+    return max(_FOLD_WEIGHTS, key=value_of)
+
+
+def _target(
+    truth: sp.csr_matrix, inverse_propensities: np.ndarray, psp_weight: float
+) -> Callable[[np.ndarray], tuple[float, float, float]]:
+    """ids (N, 1) -> the blend, precision@1 and psp@1."""
+    if not 0 <= psp_weight <= 1:
+        raise ValueError(f"psp_weight must lie in [0, 1], got {psp_weight}")
+
+    def score(ids: np.ndarray) -> tuple[float, float, float]:
+        metrics = xmc_metrics(ids, truth, 1, inverse_propensities)
+        precision, psp = metrics["precision@1"], metrics["psp@1"]
+        return (1 - psp_weight) * precision + psp_weight * psp, precision, psp
+
+    return score
