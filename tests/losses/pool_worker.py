@@ -16,7 +16,13 @@ from conftest import WORDS, make_words_data
 from torch.nn.parallel import DistributedDataParallel
 
 from hf_xmc import XMCDataCollator, XMCEncoder, XMCTrainer, XMCTrainingArguments
-from hf_xmc.losses import AllLabelsLoss, CachedDecoupledSoftmaxLoss, DecoupledSoftmaxLoss, UnifiedLoss
+from hf_xmc.losses import (
+    AllLabelsLoss,
+    CachedDecoupledSoftmaxLoss,
+    DecoupledSoftmaxLoss,
+    RetrievalAugmentedLoss,
+    UnifiedLoss,
+)
 
 out = Path(sys.argv[1])
 state = PartialState(cpu=True)
@@ -41,6 +47,7 @@ MAKERS = {
     "pool": lambda model: DecoupledSoftmaxLoss(model),
     "cached": lambda model: CachedDecoupledSoftmaxLoss(model, mini_batch_size=3),
     "all_labels": lambda model: AllLabelsLoss(model, WORDS, mini_batch_size=4),
+    "rae": lambda model: RetrievalAugmentedLoss(model),
     "unified": lambda model: UnifiedLoss(model, symmetric_weight=0.5, bce_weight=1.0),
 }
 for dtype in (torch.float64, torch.float32):

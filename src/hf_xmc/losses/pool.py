@@ -192,10 +192,16 @@ class PoolLoss(nn.Module):
         queries, candidates = F.normalize(queries, dim=-1), F.normalize(candidates, dim=-1)
         candidates, candidate_ids = gather_pool(candidates, targets.candidate_ids)
         relevance = targets.relevance(candidate_ids)  # (B, C)
-        excluded = targets.excluded(candidate_ids)
-        scores = self.scale * queries @ candidates.T  # (B, C)
         num_rows = rows_per_rank((relevance > 0).any(1).sum())
-        return self.score_loss(scores, relevance, excluded, num_rows)
+        scores = self.scale * queries @ candidates.T  # (B, C)
+        excluded = targets.excluded(candidate_ids)
+        return self.score_loss(*self.more_negatives(queries, targets, scores, relevance, excluded), num_rows)
+
+    def more_negatives(
+        self, queries: Tensor, targets: PoolTargets, scores: Tensor, relevance: Tensor, excluded: Tensor | None
+    ) -> tuple[Tensor, Tensor, Tensor | None]:
+        """Place for columns beside the labels of the pool; queries: (B, D) of unit length, the others (B, C)."""
+        return scores, relevance, excluded
 
     def get_config_dict(self) -> dict[str, Any]:
         return {"scale": self.scale}
