@@ -49,7 +49,7 @@ class MiningCallback(TrainerCallback):
         refresh_epochs: Epochs between two minings.
         mined: (N, M) int32 shared tensor for hard negatives, or None.
         row_order: (N,) int64 shared tensor for the order in which near neighbours stand together, or None.
-        batch_size: Rows of all ranks in a step.
+        batch_size: Rows of one rank in a step, the size of a group of neighbours.
         seed: For the clusters.
     """
 

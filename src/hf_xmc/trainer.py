@@ -72,7 +72,7 @@ class XMCTrainer(SentenceTransformerTrainer):
                 args.refresh_epochs,
                 mined=self._mined,
                 row_order=self._row_order,
-                batch_size=self.args.train_batch_size * self.args.world_size,
+                batch_size=self.args.train_batch_size,
                 seed=args.seed,
             )
             self.add_callback(self.miner)

@@ -18,8 +18,8 @@ class XMCBatchSampler(DefaultBatchSampler):
         batch_size: Rows in a batch.
         drop_last: Whether a last, smaller batch is dropped.
         seed: Together with the epoch it settles the order.
-        row_order: (N,) int64 shared tensor in which neighbours stand side by side, cut into batches wherever the batch
-            size falls; all -1 while there is none yet. None for batches at random.
+        row_order: (N,) int64 shared tensor in which every run of ``batch_size`` rows is a group of neighbours; all -1
+            while there is none yet. None for batches at random.
     """
 
     def __init__(
@@ -39,13 +39,9 @@ class XMCBatchSampler(DefaultBatchSampler):
     def __iter__(self) -> Iterator[list[int]]:
         rng = np.random.default_rng([self.seed, self.epoch])
         clustered = self.row_order is not None and int(self.row_order[0]) >= 0
-        if clustered:
-            # Rolled, so that the cuts fall elsewhere each epoch and the rows of a short last batch differ.
-            order = np.roll(self.row_order.numpy(), int(rng.integers(self.num_rows)))
-        else:
-            order = rng.permutation(self.num_rows)
+        order = self.row_order.numpy() if clustered else rng.permutation(self.num_rows)
         starts = np.arange(0, len(self) * self.batch_size, self.batch_size)
-        if clustered:
+        if clustered:  # the groups stay whole, only their order is drawn
             starts = rng.permutation(starts)
         for start in starts:
             yield order[start : start + self.batch_size].tolist()
