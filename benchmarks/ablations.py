@@ -1,0 +1,167 @@
+"""What each part of a method is worth: one variant a row, each against the first by paired bootstrap.
+
+    python benchmarks/ablations.py losses|unidec --data_dir DIR [--epochs N] [--only NAME ...] [--output FILE]
+
+Static encoder, one seed, one thread. Every variant trains on all but a held-out tenth of train (by title key); the
+table shows the held-out part, on which choices are made, and the test split, looked at once for each row.
+"""
+
+from __future__ import annotations
+
+import argparse
+import subprocess
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import torch
+import yaml
+from torch import nn
+
+import hf_xmc
+from hf_xmc.evaluation import fit_search_form
+from hf_xmc.losses import (
+    AllLabelsLoss,
+    BinaryCrossEntropyLoss,
+    DecoupledSoftmaxLoss,
+    InfoNCELoss,
+    SoftTopKLoss,
+    UnifiedLoss,
+    blockwise,
+)
+from hf_xmc.run_record import cpu_seconds, hardware, metrics_table, peak_memory_gib
+from hf_xmc.static import static_embedding
+
+COLUMNS = ("precision@1", "precision@3", "precision@5", "psp@1", "psp@5", "recall@100")
+SEED = 0
+
+
+@dataclass(frozen=True)
+class Variant:
+    """A loss, and what differs from the common settings."""
+
+    loss: Callable[[hf_xmc.XMCEncoder, hf_xmc.XMCDataset], nn.Module]
+    classifier: dict | None = None
+    training: dict = field(default_factory=dict)
+    form: hf_xmc.SearchForm | None = None
+
+
+def over_all(function: Callable[..., torch.Tensor]) -> Callable[[hf_xmc.XMCEncoder, hf_xmc.XMCDataset], nn.Module]:
+    return lambda encoder, data: AllLabelsLoss(encoder, data.labels["text"][:], function)
+
+
+def over_pool(loss: type[nn.Module], **kwargs: object) -> Callable[[hf_xmc.XMCEncoder, hf_xmc.XMCDataset], nn.Module]:
+    return lambda encoder, data: loss(encoder, **kwargs)
+
+
+LOSSES = {
+    "decoupled softmax, all labels": Variant(over_all(blockwise.decoupled_softmax)),
+    "InfoNCE, all labels": Variant(over_all(blockwise.info_nce)),
+    "BCE, all labels": Variant(over_all(blockwise.binary_cross_entropy)),
+    "soft top-5, all labels": Variant(over_all(partial(blockwise.soft_top_k, k=5))),
+    "soft top-100, all labels": Variant(over_all(partial(blockwise.soft_top_k, k=100))),
+    "decoupled softmax, pool": Variant(over_pool(DecoupledSoftmaxLoss)),
+    "InfoNCE, pool": Variant(over_pool(InfoNCELoss)),
+    "BCE, pool": Variant(over_pool(BinaryCrossEntropyLoss)),
+    "soft top-5, pool": Variant(over_pool(SoftTopKLoss)),
+}
+ROWS = {"dimension": None, "residual": True, "dropout": 0.1}
+UNIFIED = over_pool(UnifiedLoss, scale=20.0)
+UNIDEC = {
+    "residual rows, both terms": Variant(UNIFIED, ROWS),
+    "dual encoder only (DePSL)": Variant(UNIFIED),
+    "rows without residual": Variant(UNIFIED, ROWS | {"residual": False}),
+    "hard negatives": Variant(UNIFIED, ROWS, {"hard_negatives": 3, "refresh_epochs": 2}),
+    "clusters": Variant(UNIFIED, ROWS, {"cluster_batches": True, "refresh_epochs": 2}),
+    "symmetric term": Variant(over_pool(UnifiedLoss, scale=20.0, symmetric_weight=0.5), ROWS),
+    "BCE": Variant(over_pool(UnifiedLoss, scale=20.0, bce_weight=1.0), ROWS),
+    "two heads as published": Variant(UNIFIED, ROWS | {"dimension": 256, "encoder_dimension": 256, "residual": False}),
+}
+TABLES = {"losses": LOSSES, "unidec": UNIDEC}
+HALVES = {
+    "dual-encoder half": hf_xmc.SearchForm(0.0),
+    "classifier half, cosine": hf_xmc.SearchForm(1.0, True),
+    "classifier half, dot product": hf_xmc.SearchForm(1.0, False),
+    "published sum": hf_xmc.SearchForm(0.5, True),
+}
+
+
+def train(variant: Variant, data: hf_xmc.XMCDataset, epochs: int) -> hf_xmc.XMCEncoder:
+    torch.manual_seed(SEED)
+    encoder = hf_xmc.XMCEncoder(
+        modules=[static_embedding(data.train["text"][:] + data.labels["text"][:], min_pair_count=10**9)], device="cpu"
+    )
+    if variant.classifier is not None:
+        encoder.add_classifier(data.num_labels, **variant.classifier)
+    with TemporaryDirectory() as folder:
+        common = {
+            "num_train_epochs": epochs,
+            "per_device_train_batch_size": 1024,
+            "learning_rate": 1e-2,
+            "random_negatives": 1000,
+        }
+        if variant.classifier is not None:
+            common["classifier_learning_rate"] = 2e-3
+        args = hf_xmc.XMCTrainingArguments(
+            output_dir=folder, use_cpu=True, seed=SEED, report_to="none", save_strategy="no", logging_strategy="no",
+            **(common | variant.training),
+        )  # fmt: skip
+        hf_xmc.XMCTrainer(encoder, args, data, variant.loss(encoder, data)).train()
+    return encoder
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("table", choices=sorted(TABLES))
+    parser.add_argument("--data_dir", required=True)
+    parser.add_argument("--epochs", type=int, default=6)
+    parser.add_argument("--only", nargs="*", help="names of variants; the first is the one compared with")
+    parser.add_argument("--output", help="YAML file for the rows")
+    given = parser.parse_args()
+    torch.set_num_threads(1)
+    data = hf_xmc.load_lf(given.data_dir)
+    development = data.hold_out(0.1, seed=SEED)
+    held_out, test = hf_xmc.XMCEvaluator(development), hf_xmc.XMCEvaluator(data)
+    commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True).stdout.strip()
+    tables: dict[str, dict[str, dict[str, float]]] = {"held-out part": {}, "test split": {}}
+    rows, baseline = [], None
+    for name in given.only or TABLES[given.table]:
+        variant = TABLES[given.table][name]
+        start = cpu_seconds()
+        encoder = train(variant, development, given.epochs)
+        spent = cpu_seconds() - start
+        forms: dict[str, hf_xmc.SearchForm] = {"": encoder.search_form}
+        if variant.classifier is not None:
+            best, _ = fit_search_form(encoder, held_out)
+            shown = f": fitted, u={best.classifier_weight}{', unit rows' * best.normalize_classifier}"
+            forms = {shown: best} | ({f": {half}": form for half, form in HALVES.items()} if baseline is None else {})
+        for suffix, form in forms.items():
+            encoder.search_form = form
+            ids = test.predict(encoder)[0]
+            tables["held-out part"][name + suffix] = held_out.metrics(held_out.predict(encoder)[0])
+            tables["test split"][name + suffix] = test.metrics(ids)
+            baseline = ids if baseline is None else baseline
+            gains = test.intervals(ids, baseline)
+            row = {"name": name + suffix, "command": f"python benchmarks/ablations.py {given.table}", "commit": commit}
+            row |= {"data": data.name, "seed": SEED, "hardware": hardware(), "epochs": given.epochs}
+            row |= {"cpu_seconds": round(spent, 1), "peak_memory_gib": round(peak_memory_gib(), 2)}
+            row["held_out"] = {k: round(v, 4) for k, v in tables["held-out part"][name + suffix].items()}
+            row["test"] = {k: round(v, 4) for k, v in tables["test split"][name + suffix].items()}
+            row["gain_over_first"] = {
+                key: [round(v, 4) for v in (gains[key].value, gains[key].low, gains[key].high)]
+                for key in COLUMNS
+                if key in gains
+            }
+            rows.append(row)
+            gain = row["gain_over_first"]["precision@1"]
+            print(f"{name + suffix}: {spent:.0f} CPU s, P@1 gain {gain}", flush=True)
+        if given.output:
+            Path(given.output).write_text(yaml.safe_dump(rows, sort_keys=False, allow_unicode=True), encoding="utf8")
+    for title, table in tables.items():
+        print(f"\n{data.name}, {title}, percent\n{metrics_table(table, COLUMNS)}")
+
+
+if __name__ == "__main__":
+    main()
