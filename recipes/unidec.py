@@ -4,7 +4,8 @@
 
 Trains on all but a held-out part of train (by title key), fits there how the two halves are weighed, then, with
 ``refit``, trains again on every row with that weight. The test split is looked at once, for every form at the same
-time. With ``classifier: false`` it is DePSL.
+time. With ``classifier: false`` it is DePSL; with ``label_rows`` the label texts are training rows too (Gandalf); with
+``memory`` training rows vote beside the labels (RAE-XMC), as fitted on the held-out part.
 """
 
 from __future__ import annotations
@@ -16,7 +17,10 @@ from accelerate import PartialState
 from sentence_transformers.sentence_transformer.modules import StaticEmbedding
 
 import hf_xmc
+from hf_xmc.data.gandalf import label_row_statistics, label_rows, with_label_rows
 from hf_xmc.evaluation import fit_search_form
+from hf_xmc.memory import KnowledgeMemory
+from hf_xmc.memory_fit import fit_memory
 from hf_xmc.recipe_config import read_recipe_config
 from hf_xmc.run_record import RunRecord, metrics_table
 from hf_xmc.static import static_embedding
@@ -45,6 +49,10 @@ class UniDEC:
     bce_weight: float = 0.0
     hold_out: float = 0.1
     refit: bool = True
+    label_rows: bool = False
+    delta: float = 0.1
+    memory: bool = False
+    memory_psp_weight: float = 0.5
 
 
 # 1. Settings: the YAML, then the command line.
@@ -84,6 +92,10 @@ def train(part: hf_xmc.XMCDataset) -> hf_xmc.XMCEncoder:
         symmetric_weight=config.symmetric_weight,
         bce_weight=config.bce_weight,
     )
+    if config.label_rows:
+        targets = label_rows(part.to_csr("train"), config.delta)
+        state.print(label_row_statistics(part.to_csr("train"), targets))
+        part = with_label_rows(part, targets)
     hf_xmc.XMCTrainer(model=encoder, args=args, train_dataset=part, loss=loss).train()
     return encoder
 
@@ -106,6 +118,23 @@ if config.classifier and state.is_main_process:
     held_out[f"fitted: {form.classifier_weight}{', unit rows' * form.normalize_classifier}"] = tried[form]
     print(f"\n{data.name}, held-out part, percent\n{metrics_table(held_out, COLUMNS)}\n")
     record.metrics |= {f"held out: {name}": metrics for name, metrics in held_out.items()}
+memory_form = None
+if config.memory and state.is_main_process:
+    held_out = hf_xmc.XMCEvaluator(development, name="held_out")
+    rows = encoder.join_labels(*encoder.encode_halves(development.train["text"][:]))
+    index = hf_xmc.LabelIndex(encoder.label_vectors(development.labels["text"][:]))
+    queries = encoder.query_vectors(development.test["text"][:])
+    with record.timed("fitting"):
+        fit = fit_memory(
+            KnowledgeMemory(rows, development.to_csr("train"), index),
+            queries,
+            held_out.truth,
+            held_out.inverse_propensities,
+            psp_weight=config.memory_psp_weight,
+            filters=development.filters["test"],
+        )
+    memory_form = fit.form
+    print(f"memory: {fit}")
 state.wait_for_everyone()
 if config.refit:
     with record.timed("training"):
@@ -117,8 +146,18 @@ if state.is_main_process:
     output = Path(args.output_dir)
     test = hf_xmc.XMCEvaluator(data, name="test")
     retriever = hf_xmc.Retriever.build(encoder, data.labels["text"], show_progress_bar=True)
-    metrics = test.metrics(test.predict(encoder)[0])
+    ids = test.predict(encoder)[0]
+    record.metrics["test"] = metrics = test.metrics(ids)
+    table = {"UniDEC" if config.classifier else "DePSL": metrics}
+    if memory_form is not None:
+        retriever.remember(data.train["text"], data.to_csr("train"), memory_form, show_progress_bar=True)
+        queries = encoder.query_vectors(data.test["text"][:])
+        remembered, _ = retriever.memory.search(queries, 100, filters=data.filters["test"])
+        record.metrics["test, with memory"] = metrics = test.metrics(remembered)
+        table["with memory"] = metrics
+        for key, gain in test.intervals(remembered, ids).items():
+            if key in ("precision@1", "precision@5", "psp@1", "psp@5"):
+                print(f"memory, {key}: {100 * gain.value:+.2f} [{100 * gain.low:+.2f}, {100 * gain.high:+.2f}]")
     retriever.save_pretrained(output)
-    record.metrics["test"] = metrics
     record.write(output / "metrics.json", metrics)
-    print(f"\n{data.name}, test split, percent\n{metrics_table({'UniDEC': metrics}, COLUMNS)}\n\nsaved to {output}")
+    print(f"\n{data.name}, test split, percent\n{metrics_table(table, COLUMNS)}\n\nsaved to {output}")
