@@ -6,9 +6,11 @@ import math
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from datasets import Dataset
 from sentence_transformers import SentenceTransformer, SentenceTransformerTrainer
 from torch import nn
+from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import BatchSampler
 from transformers import TrainerCallback, TrainerControl, TrainerState
 
@@ -17,8 +19,9 @@ from hf_xmc.data.collator import XMCDataCollator
 from hf_xmc.data.dataset import XMCDataset
 from hf_xmc.data.sampler import XMCBatchSampler
 from hf_xmc.losses.decoupled_softmax import DecoupledSoftmaxLoss
+from hf_xmc.losses.pool import PAD, is_distributed, pad_gather
 from hf_xmc.mining import MiningCallback
-from hf_xmc.optim import RowSparseAdamW, clip_grad_norm
+from hf_xmc.optim import RowSparseAdamW, clip_grad_norm, unique_rows
 from hf_xmc.training_args import XMCTrainingArguments
 
 
@@ -65,6 +68,9 @@ class XMCTrainer(SentenceTransformerTrainer):
         row_order = torch.full((num_rows,), -1, dtype=torch.int64) if args.cluster_batches else None
         self._mined, self._row_order = (t if t is None else t.share_memory_() for t in (mined, row_order))
         super().__init__(model=model, args=args, train_dataset=train_dataset.training_rows(), loss=loss, **kwargs)
+        if (rows := self._rows_name()) is not None:
+            # DDP would exchange the rows' gradient through a sparse all-reduce, which NCCL does not have.
+            DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(self.model, [rows])
         self.miner: MiningCallback | None = None
         if mined is not None or row_order is not None:
             self.miner = MiningCallback(
@@ -111,6 +117,26 @@ class XMCTrainer(SentenceTransformerTrainer):
     def _classifier(self) -> LabelClassifier | None:
         return next((module for module in self.model.modules() if isinstance(module, LabelClassifier)), None)
 
+    def _rows_name(self) -> str | None:
+        classifier = self._classifier()
+        if classifier is None:
+            return None
+        return next(name for name, p in self.model.named_parameters() if p is classifier.rows.weight)
+
+    def _exchange_rows(self) -> None:
+        """Average the rows' gradient over ranks by sending the touched rows alone."""
+        classifier = self._classifier()
+        if classifier is None or not is_distributed():
+            return
+        weight = classifier.rows.weight
+        gradient = weight.grad if weight.grad is not None else torch.sparse_coo_tensor(size=weight.shape)
+        ids, values = unique_rows(gradient.to(weight.device))
+        ids, values = pad_gather(ids, PAD), pad_gather(values.reshape(-1, weight.size(1)), 0.0)
+        kept = ids != PAD
+        weight.grad = torch.sparse_coo_tensor(
+            ids[kept].unsqueeze(0), values[kept] / dist.get_world_size(), weight.shape
+        ).coalesce()
+
     def get_optimizer_cls_and_kwargs(self, args: XMCTrainingArguments, model: Any = None) -> tuple[Any, Any]:
         optimizer_cls, kwargs = super().get_optimizer_cls_and_kwargs(args, model)
         if self._classifier() is None:
@@ -128,6 +154,8 @@ class XMCTrainer(SentenceTransformerTrainer):
         classifier = self._classifier()
         if is_new and classifier is not None and isinstance(optimizer, RowSparseAdamW):
             optimizer.follow(classifier.rows)
+            if is_distributed():  # DDP leaves the rows alone, also at the start
+                dist.broadcast(classifier.rows.weight.data, src=0)
         return optimizer
 
     def flush_optimizer(self) -> None:
@@ -139,11 +167,13 @@ class XMCTrainer(SentenceTransformerTrainer):
     def _clip_grad_norm(self, model: nn.Module) -> torch.Tensor:
         if self._classifier() is None:
             return super()._clip_grad_norm(model)
+        self._exchange_rows()
         self.accelerator.unscale_gradients()
         return clip_grad_norm(model.parameters(), self.args.max_grad_norm)
 
     def _get_grad_norm(self, model: nn.Module, grad_norm: Any = None) -> Any:
         if grad_norm is None and self._classifier() is not None:
+            self._exchange_rows()
             grad_norm = clip_grad_norm(model.parameters(), math.inf)
         return super()._get_grad_norm(model, grad_norm=grad_norm)
 

@@ -81,15 +81,21 @@ for dtype in (torch.float64, torch.float32):
         np.savez(out / f"{kind}-{dtype}-{rank}.npz", **gradients)
         record[f"{kind}-{dtype}"] = value.item()
 
-# The trainer, with the same global batch of 8 rows.
-model = new_model(torch.float64)
-args = XMCTrainingArguments(
-    output_dir=str(out / "run"), use_cpu=True, max_steps=3, per_device_train_batch_size=8 // world_size,
-    positives_per_row=None, learning_rate=1e-3, report_to="none", disable_tqdm=True, save_strategy="no",
-    dataloader_drop_last=True,
-)  # fmt: skip
-trainer = XMCTrainer(model=model, args=args, train_dataset=data, loss=DecoupledSoftmaxLoss(model))
-assert trainer.accelerator.num_processes == world_size
-trainer.train()
-record["weights"] = [p.detach().sum().item() for p in model.parameters()]
+# The trainer, with the same global batch of 8 rows; the classifier's rows start differently on each rank.
+for kind in ("pool", "unified"):
+    model = new_model(torch.float64)
+    if kind == "unified":
+        torch.manual_seed(rank)
+        model.add_classifier(len(WORDS), None, residual=False, dropout=0)
+        model.label_classifier.double()
+    args = XMCTrainingArguments(
+        output_dir=str(out / "run"), use_cpu=True, max_steps=3, per_device_train_batch_size=8 // world_size,
+        positives_per_row=None, learning_rate=1e-3, report_to="none", disable_tqdm=True, save_strategy="no",
+        dataloader_drop_last=True, max_grad_norm=0.05,
+    )  # fmt: skip
+    loss = UnifiedLoss(model) if kind == "unified" else DecoupledSoftmaxLoss(model)
+    trainer = XMCTrainer(model=model, args=args, train_dataset=data, loss=loss)
+    assert trainer.accelerator.num_processes == world_size
+    trainer.train()
+    np.savez(out / f"trained-{kind}-{rank}.npz", **{n: p.detach().numpy() for n, p in model.named_parameters()})
 (out / f"rank{rank}.json").write_text(json.dumps(record))
