@@ -27,6 +27,7 @@ from hf_xmc.losses import (
     BinaryCrossEntropyLoss,
     DecoupledSoftmaxLoss,
     InfoNCELoss,
+    LabelTableLoss,
     SoftTopKLoss,
     UnifiedLoss,
     blockwise,
@@ -62,6 +63,12 @@ LOSSES = {
     "BCE, all labels": Variant(over_all(blockwise.binary_cross_entropy)),
     "soft top-5, all labels": Variant(over_all(partial(blockwise.soft_top_k, k=5))),
     "soft top-100, all labels": Variant(over_all(partial(blockwise.soft_top_k, k=100))),
+    "decoupled softmax, label table": Variant(
+        lambda encoder, data: LabelTableLoss(encoder, data.labels["text"][:], refresh_steps=20)
+    ),
+    "the same, no random remainder": Variant(
+        lambda encoder, data: LabelTableLoss(encoder, data.labels["text"][:], num_random=0, refresh_steps=20)
+    ),
     "decoupled softmax, pool": Variant(over_pool(DecoupledSoftmaxLoss)),
     "InfoNCE, pool": Variant(over_pool(InfoNCELoss)),
     "BCE, pool": Variant(over_pool(BinaryCrossEntropyLoss)),

@@ -12,7 +12,7 @@ from sentence_transformers.base.losses.gradcache import CachedLossMixin, has_sta
 from torch import Tensor, nn
 
 from hf_xmc.losses import blockwise
-from hf_xmc.losses.pool import PAD, is_distributed, pad_gather
+from hf_xmc.losses.pool import PAD, is_distributed, pad_gather, to_csr
 
 
 class AllLabelsLoss(CachedLossMixin, nn.Module):
@@ -65,7 +65,7 @@ class AllLabelsLoss(CachedLossMixin, nn.Module):
             model[0].preprocess([texts[i] for i in order[start : start + size]], prompt=prompt, task="document")
             for start in range(0, len(texts), size)
         ]
-        place = torch.full((self.num_labels + 1,), PAD)  # label id -> row of this rank's table; the last is for pads
+        place = torch.full((self.num_labels,), PAD)  # label id -> row of this rank's table
         place[shard[order]] = torch.arange(len(texts))
         self.register_buffer("place", place, persistent=False)
 
@@ -103,23 +103,11 @@ class AllLabelsLoss(CachedLossMixin, nn.Module):
             positive_ids = pad_gather(positive_ids, PAD)
             weights = None if weights is None else pad_gather(weights, 0.0)
             filter_ids = None if filter_ids is None else pad_gather(filter_ids, PAD)
-        positives = self._csr(positive_ids, weights)
-        excluded = None if filter_ids is None else self._csr(filter_ids, None)
+        positives = to_csr(positive_ids, self.place, weights)
+        excluded = None if filter_ids is None else to_csr(filter_ids, self.place)
         loss = self.loss(queries, table, positives, scale=self.scale, excluded=excluded, group=group)
         # DDP averages gradients over ranks, but each rank holds a part of the sum.
         return loss + (world_size - 1) * (loss - loss.detach())
-
-    def _csr(self, ids: Tensor, weights: Tensor | None) -> tuple[Tensor, ...]:
-        """(B, P) global ids padded with -1 -> CSR over the rows of this rank's table, each label once in a row."""
-        columns = self.place[ids]  # pads read the last place
-        ordered, order = columns.sort(dim=1, stable=True)
-        own = ordered != PAD
-        own[:, 1:] &= ordered[:, 1:] != ordered[:, :-1]
-        indptr = F.pad(own.sum(1).cumsum(0), (1, 0))
-        parts = [indptr, ordered[own]]
-        if weights is not None:
-            parts.append(weights.gather(1, order)[own])
-        return tuple(parts)
 
     def get_config_dict(self) -> dict[str, Any]:
         name = getattr(self.loss, "__name__", None) or getattr(self.loss, "func", self.loss).__name__

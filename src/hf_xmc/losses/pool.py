@@ -78,6 +78,24 @@ def membership(ids: Tensor, candidate_ids: Tensor, weights: Tensor | None = None
     return matrix.scatter_reduce_(1, place, values, reduce="amax")
 
 
+def to_csr(ids: Tensor, place: Tensor, weights: Tensor | None = None) -> tuple[Tensor, ...]:
+    """Padded ids -> CSR pair, or triple with weights, each place once in a row.
+
+    Args:
+        ids: (B, P) int64 global label ids, padded with -1.
+        place: (L,) int64, where each label stands, -1 for nowhere.
+        weights: (B, P) float, or None.
+    """
+    columns = F.pad(place, (0, 1), value=PAD)[ids]  # pads read the last place
+    ordered, order = columns.sort(dim=1, stable=True)
+    own = ordered != PAD
+    own[:, 1:] &= ordered[:, 1:] != ordered[:, :-1]
+    parts = [F.pad(own.sum(1).cumsum(0), (1, 0)), ordered[own]]
+    if weights is not None:
+        parts.append(weights.gather(1, order)[own])
+    return tuple(parts)
+
+
 def text_keys(feature: dict[str, Tensor]) -> Tensor:
     """One non-negative int64 key a text, a hash of its tokens: equal texts have equal keys.
 
