@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
@@ -179,7 +180,7 @@ def rows_per_rank(count: Tensor) -> Tensor:
     return count
 
 
-class PoolLoss(nn.Module):
+class PoolLoss(nn.Module, ABC):
     """A loss between B queries and the C candidates of all ranks; subclasses say what becomes of the scores.
 
     Args:
@@ -194,9 +195,9 @@ class PoolLoss(nn.Module):
         self.model = model
         self.scale = scale
 
+    @abstractmethod
     def score_loss(self, scores: Tensor, relevance: Tensor, excluded: Tensor | None, num_rows: Tensor) -> Tensor:
         """Scalar loss; scores, relevance, excluded: (B, C); num_rows: the divisor of the sum over rows."""
-        raise NotImplementedError
 
     def forward(self, sentence_features: Iterable[dict[str, Any]], labels: Tensor | None = None) -> Tensor:
         features = list(sentence_features)
