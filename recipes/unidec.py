@@ -133,8 +133,12 @@ if config.memory and state.is_main_process:
             psp_weight=config.memory_psp_weight,
             filters=development.filters["test"],
         )
-    memory_form = fit.form
-    print(f"memory: {fit}")
+    memory_form = fit.form if fit.form.row_weight > 0 else None
+    print(
+        f"memory: {fit}"
+        if memory_form
+        else "memory: no vote of the training rows helps on the held-out part; left out"
+    )
 state.wait_for_everyone()
 if config.refit:
     with record.timed("training"):
