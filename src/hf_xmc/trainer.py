@@ -129,9 +129,11 @@ class XMCTrainer(SentenceTransformerTrainer):
         if classifier is None or not is_distributed():
             return
         weight = classifier.rows.weight
-        gradient = weight.grad if weight.grad is not None else torch.sparse_coo_tensor(size=weight.shape)
-        ids, values = unique_rows(gradient.to(weight.device))
-        ids, values = pad_gather(ids, PAD), pad_gather(values.reshape(-1, weight.size(1)), 0.0)
+        if weight.grad is None:  # this rank touched no row, but the others wait for it
+            ids, values = torch.zeros(0, dtype=torch.int64, device=weight.device), weight.new_zeros(0, weight.size(1))
+        else:
+            ids, values = unique_rows(weight.grad)
+        ids, values = pad_gather(ids, PAD), pad_gather(values, 0.0)
         kept = ids != PAD
         weight.grad = torch.sparse_coo_tensor(
             ids[kept].unsqueeze(0), values[kept] / dist.get_world_size(), weight.shape
