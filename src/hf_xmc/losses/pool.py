@@ -63,6 +63,20 @@ class PoolTargets:
             return None
         return (membership(self.filter_ids, candidate_ids) > 0) & ~(membership(self.positive_ids, candidate_ids) > 0)
 
+    def of_all_ranks(self) -> tuple[PoolTargets, Tensor]:
+        """The targets of all ranks' queries, in the order of :func:`pad_gather`, and which are queries and no pads.
+
+        ``candidate_ids`` stay as they are. The second value is (W B,) bool.
+        """
+        present = pad_gather(torch.ones_like(self.positive_ids[:, 0]), 0) > 0
+        everyone = PoolTargets(
+            self.candidate_ids,
+            pad_gather(self.positive_ids, PAD),
+            None if self.weights is None else pad_gather(self.weights, 0.0),
+            None if self.filter_ids is None else pad_gather(self.filter_ids, PAD),
+        )
+        return everyone, present
+
 
 def membership(ids: Tensor, candidate_ids: Tensor, weights: Tensor | None = None) -> Tensor:
     """(B, C) float32: the weight (1 without weights) with which each candidate stands in a row of ``ids``.

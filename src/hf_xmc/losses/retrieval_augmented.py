@@ -33,8 +33,8 @@ class RetrievalAugmentedLoss(DecoupledSoftmaxLoss):
         self, queries: Tensor, targets: PoolTargets, scores: Tensor, relevance: Tensor, excluded: Tensor | None
     ) -> tuple[Tensor, Tensor, Tensor | None]:
         everyone = pad_gather(queries, 0.0, with_grad=True)  # (W B, D)
-        ids = pad_gather(targets.positive_ids, PAD)
-        present = pad_gather(torch.ones_like(targets.positive_ids[:, 0]), 0) > 0
+        of_all, present = targets.of_all_ranks()
+        ids = of_all.positive_ids
         known = torch.unique(ids[ids != PAD])
         if known.numel() == 0:  # a batch without labels has no positive to push anything away from
             return scores, relevance, excluded

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from hf_xmc.losses.embedding import embed
 from hf_xmc.losses.functional import binary_cross_entropy, decoupled_softmax
-from hf_xmc.losses.pool import PAD, PoolTargets, gather_pool, is_distributed, pad_gather, rows_per_rank
+from hf_xmc.losses.pool import PoolTargets, gather_pool, is_distributed, pad_gather, rows_per_rank
 
 
 class UnifiedLoss(nn.Module):
@@ -163,18 +163,10 @@ class _Pool:
 
     def transposed(self) -> tuple[Tensor, Tensor, Tensor]:
         """Relevance and exclusion of this rank's labels against all queries (C_rank, W B), and the labels' divisor."""
-        targets = self.targets
-        ids = pad_gather(targets.positive_ids, PAD)
-        everyone = PoolTargets(
-            self.candidate_ids,
-            ids,
-            None if targets.weights is None else pad_gather(targets.weights, 0.0),
-            None if targets.filter_ids is None else pad_gather(targets.filter_ids, PAD),
-        )
+        everyone, present = self.targets.of_all_ranks()
         relevance = everyone.relevance(self.candidate_ids)[:, self.own_labels].T  # (C_rank, W B)
         excluded = everyone.excluded(self.candidate_ids)
         # Pads of shorter ranks are no queries.
-        present = pad_gather(torch.ones_like(targets.positive_ids[:, 0]), 0) > 0
         nobody = (~present).expand(len(self.own_labels), -1)
         excluded = nobody if excluded is None else excluded[:, self.own_labels].T | nobody
         return relevance, excluded, rows_per_rank((relevance > 0).any(1).sum())
