@@ -3,7 +3,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-import hf_xmc.index
+import hf_xmc.index_kinds
 from hf_xmc import LabelIndex
 
 
@@ -20,7 +20,7 @@ def slow_search(vectors: np.ndarray, queries: np.ndarray, top_k: int, removed: s
 @pytest.fixture(params=["faiss", "torch"], autouse=True)
 def engine(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
     if request.param == "torch":
-        monkeypatch.setattr(hf_xmc.index, "faiss", None)
+        monkeypatch.setattr(hf_xmc.index_kinds, "faiss", None)
     else:
         pytest.importorskip("faiss")
     return request.param
