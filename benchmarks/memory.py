@@ -83,7 +83,7 @@ def main() -> None:
     if arguments.save_encoder:
         encoder.save_pretrained(str(arguments.save_encoder))
 
-    rows = encoder.join_labels(*encoder.encode_halves(part.train["text"][:]))
+    rows = encoder.key_vectors(part.train["text"][:])
     labels = encoder.label_vectors(data.labels["text"][:])
     held_out = encoder.query_vectors(part.test["text"][:])
     queries = encoder.query_vectors(data.test["text"][:])

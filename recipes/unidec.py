@@ -121,7 +121,7 @@ if config.classifier and state.is_main_process:
 memory_form = None
 if config.memory and state.is_main_process:
     held_out = hf_xmc.XMCEvaluator(development, name="held_out")
-    rows = encoder.join_labels(*encoder.encode_halves(development.train["text"][:]))
+    rows = encoder.key_vectors(development.train["text"][:])
     index = hf_xmc.LabelIndex(encoder.label_vectors(development.labels["text"][:]))
     queries = encoder.query_vectors(development.test["text"][:])
     with record.timed("fitting"):

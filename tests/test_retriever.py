@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import WORDS, make_bert_encoder, make_static_encoder, make_words_data
+from scipy.sparse import csr_matrix
 
 import hf_xmc
 from hf_xmc import Retriever
@@ -149,7 +150,7 @@ def test_a_failing_save_leaves_what_was_there(tmp_path: Path, monkeypatch: pytes
     retriever.save_pretrained(tmp_path / "repo")
     before = sorted(p.name for p in (tmp_path / "repo").iterdir())
     shutil.copytree(tmp_path / "repo", tmp_path / "copy")
-    monkeypatch.setattr("hf_xmc.retriever.save_file", lambda *a: (_ for _ in ()).throw(OSError("disk full")))
+    monkeypatch.setattr("hf_xmc.retriever_files.save_file", lambda *a: (_ for _ in ()).throw(OSError("disk full")))
     with pytest.raises(OSError, match="disk full"):
         retriever.save_pretrained(tmp_path / "repo")
     assert sorted(p.name for p in (tmp_path / "repo").iterdir()) == before
@@ -183,3 +184,22 @@ def test_memory_votes_and_shows_its_evidence_also_after_a_round_trip(tmp_path: P
     (tmp_path / "repo" / "memory" / "texts.json").write_text('["one"]')
     with pytest.raises(ValueError, match="texts.json has 1 texts, the memory 64 rows"):
         Retriever.from_pretrained(tmp_path / "repo")
+
+
+@pytest.mark.parametrize("with_classifier", [False, True])
+def test_training_rows_are_remembered_with_the_query_prompt(with_classifier: bool) -> None:
+    encoder = make_static_encoder()
+    encoder.prompts["query"] = "history of "
+    if with_classifier:
+        encoder.add_classifier(len(WORDS), 6, encoder_dimension=5)
+        encoder.search_form = hf_xmc.SearchForm(0.3)
+    retriever = Retriever.build(encoder, WORDS)
+    texts = ["war", "peace", "cats dogs"]
+    retriever.remember(texts, csr_matrix(np.eye(3, len(WORDS))), MemoryForm(1.0, 20.0, 1), dtype="float32")
+    answers = retriever.predict(texts, top_k=1, return_evidence=True)
+    for row, [answer] in enumerate(answers):
+        assert answer["label_id"] == row
+        [shown] = answer["evidence"]["rows"]
+        assert shown["row"] == row and abs(shown["score"] - 1) < 1e-5  # the cosine of a query with itself
+    unlike = encoder.join_labels(*encoder.encode_halves(texts))
+    assert np.abs(unlike - encoder.key_vectors(texts)).max() > 0.1

@@ -136,6 +136,15 @@ class XMCEncoder(SentenceTransformer):
         """Vectors of all L labels in id order: (L, D) float32; with a classifier ``[e ; w]``."""
         return self.join_labels(*self.label_halves(texts, **encode))
 
+    def key_vectors(self, texts: Sequence[str], **encode: Any) -> np.ndarray:
+        """Training rows as keys beside :meth:`label_vectors`: encoded as queries are, with the query prompt.
+
+        Returns:
+            (N, D) float32; with a classifier ``[e ; c]``. Unlike queries keys carry no weight of the search form, so
+            that ``query . key`` is the weighted sum of both halves' products.
+        """
+        return self.join_labels(*self.encode_halves(texts, **({"prompt": self.prompts.get("query")} | encode)))
+
     def label_halves(self, texts: Sequence[str], **encode: Any) -> tuple[np.ndarray, np.ndarray | None]:
         """Dual-encoder vectors (L, De) and classifier rows (L, Dc) or None, both float32, of all L labels in id order.
 

@@ -114,8 +114,8 @@ class KnowledgeMemory:
     added or removed here too.
 
     Args:
-        row_vectors: (N, D) float32, training rows in the space of the label vectors. For joint vectors of an encoder
-            with a classifier that is ``encoder.join_labels(*encoder.encode_halves(texts))``: keys carry no weight.
+        row_vectors: (N, D) float32, training rows in the space of the label vectors. That is
+            ``encoder.key_vectors(texts)``: the query prompt, no weight.
         truth: scipy sparse (N, at most L), the labels of the rows; any values above 0.
         labels: The label vectors (L, D).
         form: How votes are weighed.
