@@ -1,4 +1,4 @@
-"""The one loop back: from the current model to the next epochs' hard negatives and neighbouring rows."""
+"""The one loop back: from the current model to the next epochs' hard negatives, neighbouring rows and labels."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ from hf_xmc.data.dataset import XMCDataset
 from hf_xmc.encoder import XMCEncoder
 from hf_xmc.evaluation import search_filtered
 from hf_xmc.index import LabelIndex
+from hf_xmc.losses.label_terms import LabelNeighbours
 from hf_xmc.losses.pool import is_distributed, pad_gather
 
 STATE_FILE = "mining.safetensors"
@@ -38,6 +39,22 @@ def mine_hard_negatives(queries: np.ndarray, labels: np.ndarray, known: np.ndarr
     return ids.astype(np.int32)
 
 
+def nearest_labels(labels: np.ndarray, start: int, stop: int, depth: int) -> tuple[np.ndarray, np.ndarray]:
+    """The nearest other labels of the labels ``start`` to ``stop``.
+
+    Args:
+        labels: (L, D) float32 of unit length.
+        start, stop: Half-open range of n labels.
+        depth: K, labels of a label.
+
+    Returns:
+        ids (n, K) int32, nearest first, -1 where there are fewer, and cosines (n, K) float32.
+    """
+    own = np.stack([np.arange(stop - start), np.arange(start, stop)], 1)
+    ids, cosines = search_filtered(LabelIndex(labels), labels[start:stop], depth, own)
+    return ids.astype(np.int32), cosines
+
+
 class MiningCallback(TrainerCallback):
     """Mines at the start of every ``refresh_epochs``-th epoch, the first excepted; the only writer of its tensors.
 
@@ -49,6 +66,7 @@ class MiningCallback(TrainerCallback):
         refresh_epochs: Epochs between two minings.
         mined: (N, M) int32 shared tensor for hard negatives, or None.
         row_order: (N,) int64 shared tensor for the order in which near neighbours stand together, or None.
+        neighbours: The nearest labels of each label, read by a loss, or None.
         batch_size: Rows of one rank in a step, the size of a group of neighbours.
         seed: For the clusters.
     """
@@ -60,6 +78,7 @@ class MiningCallback(TrainerCallback):
         *,
         mined: torch.Tensor | None = None,
         row_order: torch.Tensor | None = None,
+        neighbours: LabelNeighbours | None = None,
         batch_size: int = 1,
         seed: int = 0,
     ) -> None:
@@ -67,6 +86,7 @@ class MiningCallback(TrainerCallback):
         self.refresh_epochs = refresh_epochs
         self.mined = mined
         self.row_order = row_order
+        self.neighbours = neighbours
         self.batch_size = batch_size
         self.seed = seed
 
@@ -80,13 +100,19 @@ class MiningCallback(TrainerCallback):
 
     def refresh(self, model: SentenceTransformer, epoch: int = 0) -> None:
         """Mine with the model as it is now; every rank must call it."""
-        queries = _encode(model, self.data.train["text"][:], "query")
+        with_rows = self.mined is not None or self.row_order is not None
+        with_labels = self.mined is not None or self.neighbours is not None
+        queries = _encode(model, self.data.train["text"][:], "query") if with_rows else None
+        labels = _encode(model, self.data.labels["text"][:], "document") if with_labels else None
         if self.mined is not None:
-            labels = _encode(model, self.data.labels["text"][:], "document")
             truth = self.data.to_csr("train").tocoo()
             pairs = np.stack([truth.row, truth.col], 1).astype(np.int64)
             known = np.unique(np.concatenate([pairs, self.data.filters["train"]]), axis=0)
             self.mined.copy_(torch.from_numpy(self._mine_share(queries, labels, known)))
+        if self.neighbours is not None:
+            start, stop = _shares(len(labels))
+            ids, cosines = nearest_labels(labels, start, stop, self.neighbours.num_neighbours)
+            self.neighbours.write(_gather_shares(ids, len(labels)), _gather_shares(cosines, len(labels)))
         if self.row_order is not None:
             order = cluster_order(queries, self.batch_size, seed=self.seed + epoch)
             order = torch.from_numpy(np.asarray(order, dtype=np.int64))
@@ -118,13 +144,16 @@ class MiningCallback(TrainerCallback):
         shapes = {name: tuple(t.shape) for name, t in saved.items()}
         if shapes != {name: tuple(t.shape) for name, t in own.items()}:
             raise ValueError(
-                f"{file} holds {shapes}; resume with the same data, hard_negatives and cluster_batches as before"
+                f"{file} holds {shapes}; resume with the same data, hard_negatives, cluster_batches and neighbours "
+                "of labels as before"
             )
         for name, tensor in own.items():
             tensor.copy_(saved[name])
 
     def _tensors(self) -> dict[str, torch.Tensor]:
         named = {"mined": self.mined, "row_order": self.row_order}
+        if self.neighbours is not None:
+            named |= {"neighbour_ids": self.neighbours.ids, "neighbour_cosines": self.neighbours.cosines}
         return {name: tensor for name, tensor in named.items() if tensor is not None}
 
 

@@ -19,6 +19,7 @@ from hf_xmc.data.collator import XMCDataCollator
 from hf_xmc.data.dataset import XMCDataset
 from hf_xmc.data.sampler import XMCBatchSampler
 from hf_xmc.losses.decoupled_softmax import DecoupledSoftmaxLoss
+from hf_xmc.losses.label_terms import LabelNeighbours
 from hf_xmc.losses.pool import PAD, is_distributed, pad_gather
 from hf_xmc.mining import MiningCallback
 from hf_xmc.optim import RowSparseAdamW, clip_grad_norm, unique_rows
@@ -72,12 +73,15 @@ class XMCTrainer(SentenceTransformerTrainer):
             # DDP would exchange the rows' gradient through a sparse all-reduce, which NCCL does not have.
             DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(self.model, [rows])
         self.miner: MiningCallback | None = None
-        if mined is not None or row_order is not None:
+        losses = nn.ModuleList(self.loss.values() if isinstance(self.loss, dict) else [self.loss])
+        neighbours = next((m for m in losses.modules() if isinstance(m, LabelNeighbours)), None)
+        if mined is not None or row_order is not None or neighbours is not None:
             self.miner = MiningCallback(
                 train_dataset,
                 args.refresh_epochs,
                 mined=self._mined,
                 row_order=self._row_order,
+                neighbours=neighbours,
                 batch_size=self.args.train_batch_size,
                 seed=args.seed,
             )

@@ -16,10 +16,12 @@ from conftest import WORDS, make_words_data
 from torch.nn.parallel import DistributedDataParallel
 
 from hf_xmc import XMCDataCollator, XMCEncoder, XMCTrainer, XMCTrainingArguments
+from hf_xmc.data.gandalf import label_rows
 from hf_xmc.losses import (
     AllLabelsLoss,
     CachedDecoupledSoftmaxLoss,
     DecoupledSoftmaxLoss,
+    LabelTerms,
     RetrievalAugmentedLoss,
     UnifiedLoss,
 )
@@ -43,19 +45,22 @@ record = {
     "world_size": torch.distributed.get_world_size() if torch.distributed.is_initialized() else 1,
     "rows_with_a_positive": sum(bool(rows[i]["label_ids"]) for i in share),
 }
+targets = label_rows(data.to_csr("train"))
 MAKERS = {
     "pool": lambda model: DecoupledSoftmaxLoss(model),
     "cached": lambda model: CachedDecoupledSoftmaxLoss(model, mini_batch_size=3),
     "all_labels": lambda model: AllLabelsLoss(model, WORDS, mini_batch_size=4),
     "rae": lambda model: RetrievalAugmentedLoss(model),
     "unified": lambda model: UnifiedLoss(model, symmetric_weight=0.5, bce_weight=1.0),
+    "label_terms": lambda model: UnifiedLoss(model, scale=2.0, label_terms=LabelTerms(targets, 0.7, 1.3)),
 }
 for dtype in (torch.float64, torch.float32):
     for kind, make in MAKERS.items():
         model = new_model(dtype)
-        if kind == "unified":
+        if kind in ("unified", "label_terms"):
             torch.manual_seed(0)
-            model.add_classifier(len(WORDS), 8, encoder_dimension=12, dropout=0)
+            residual = kind == "label_terms"
+            model.add_classifier(len(WORDS), 8, encoder_dimension=12, residual=residual, dropout=0)
             model.to(dtype)
             model.label_classifier.double() if dtype is torch.float64 else None
         collator = XMCDataCollator(

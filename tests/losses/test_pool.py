@@ -190,7 +190,8 @@ def test_two_processes_equal_one_with_the_same_global_batch(tmp_path: Path) -> N
     (one,), two = runs[1], runs[2]
     assert two[0]["rows_with_a_positive"] != two[1]["rows_with_a_positive"]
     for kind, (dtype, tolerance) in itertools.product(
-        ("pool", "cached", "all_labels", "rae", "unified"), (("torch.float64", 1e-9), ("torch.float32", 1e-5))
+        ("pool", "cached", "all_labels", "rae", "unified", "label_terms"),
+        (("torch.float64", 1e-9), ("torch.float32", 1e-5)),
     ):
         assert abs(one[f"{kind}-{dtype}"] - np.mean([rank[f"{kind}-{dtype}"] for rank in two])) < tolerance
         reference = np.load(tmp_path / "1" / f"{kind}-{dtype}-0.npz")

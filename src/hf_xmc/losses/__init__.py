@@ -8,6 +8,7 @@ from hf_xmc.losses.cached import CachedDecoupledSoftmaxLoss, CachedSoftTopKLoss
 from hf_xmc.losses.decoupled_softmax import DecoupledSoftmaxLoss
 from hf_xmc.losses.info_nce import InfoNCELoss
 from hf_xmc.losses.label_table import LabelTableLoss
+from hf_xmc.losses.label_terms import LabelNeighbours, LabelTerms
 from hf_xmc.losses.retrieval_augmented import RetrievalAugmentedLoss
 from hf_xmc.losses.soft_top_k import SoftTopKLoss
 from hf_xmc.losses.unified import UnifiedLoss
@@ -19,7 +20,9 @@ __all__ = [
     "CachedSoftTopKLoss",
     "DecoupledSoftmaxLoss",
     "InfoNCELoss",
+    "LabelNeighbours",
     "LabelTableLoss",
+    "LabelTerms",
     "RetrievalAugmentedLoss",
     "SoftTopKLoss",
     "UnifiedLoss",

@@ -12,7 +12,8 @@ from torch import Tensor, nn
 
 from hf_xmc.losses.embedding import embed
 from hf_xmc.losses.functional import binary_cross_entropy, decoupled_softmax
-from hf_xmc.losses.pool import PoolTargets, gather_pool, is_distributed, pad_gather, rows_per_rank
+from hf_xmc.losses.label_terms import LabelTerms, keys_of_pool
+from hf_xmc.losses.pool import PoolTargets, gather_pool, is_distributed, pad_gather, rows_per_rank, text_keys
 
 
 class UnifiedLoss(nn.Module):
@@ -33,10 +34,11 @@ class UnifiedLoss(nn.Module):
         encoder_weight: lam in [0, 1].
         symmetric_weight: s in [0, 1], the share of label -> query.
         bce_weight: Weight of a binary cross-entropy over the classifier's scores, at least 0.
+        label_terms: Terms between the labels of the pool, beside L_D and L_C; None for none.
 
     Returns (forward):
-        A dict of scalars, ``encoder`` and, with a classifier, ``classifier`` and ``bce``; the trainer adds them up
-        and logs each.
+        A dict of scalars, ``encoder`` and, with a classifier, ``classifier`` and ``bce``, with label terms also
+        ``label_encoder`` and ``label_classifier``; the trainer adds them up and logs each.
 
     References:
         Kharbanda et al., UniDEC: Unified Dual Encoder and Classifier Training for Extreme Multi-Label Classification,
@@ -54,6 +56,7 @@ class UnifiedLoss(nn.Module):
         encoder_weight: float = 0.5,
         symmetric_weight: float = 0.0,
         bce_weight: float = 0.0,
+        label_terms: LabelTerms | None = None,
     ) -> None:
         super().__init__()
         for name, share in (("encoder_weight", encoder_weight), ("symmetric_weight", symmetric_weight)):
@@ -68,6 +71,7 @@ class UnifiedLoss(nn.Module):
         self.encoder_weight = encoder_weight
         self.symmetric_weight = symmetric_weight
         self.bce_weight = bce_weight
+        self.label_terms = label_terms
 
     @classmethod
     def precision(cls, model: nn.Module, scale: float = 18.0) -> UnifiedLoss:
@@ -82,33 +86,47 @@ class UnifiedLoss(nn.Module):
     def forward(self, sentence_features: Iterable[dict[str, Any]], labels: Tensor | None = None) -> dict[str, Tensor]:
         features = list(sentence_features)
         targets = PoolTargets.from_features(features, labels)
+        terms = self.label_terms
+        keys = None if terms is None else text_keys(features[1])
         # Queries first: DDP judges by the last forward which parameters a step uses.
         query, candidate = (embed(self.model, feature) for feature in features)
         queries = F.normalize(query["sentence_embedding"], dim=-1)
-        label_vectors = F.normalize(candidate["sentence_embedding"], dim=-1)
+        # All vectors of a label travel together.
+        parts = {"vectors": F.normalize(candidate["sentence_embedding"], dim=-1)}
         with_classifier = "label_weight" in candidate
-        if not with_classifier:
-            vectors, candidate_ids = gather_pool(label_vectors, targets.candidate_ids)
-            pool = _Pool(targets, candidate_ids)
-            return {"encoder": self._two_ways(self.encoder_loss, queries, vectors, pool)}
-        # Both halves of a label travel together.
-        width = label_vectors.size(1)
-        both, candidate_ids = gather_pool(
-            torch.cat([label_vectors, candidate["label_weight"]], 1), targets.candidate_ids
-        )
-        vectors, rows = both[:, :width], both[:, width:]
+        if with_classifier:
+            parts["rows"] = candidate["label_weight"]
+        if with_classifier and terms is not None and "classifier_embedding" in candidate:
+            parts["heads"] = candidate["classifier_embedding"]
+        gathered, candidate_ids = gather_pool(torch.cat(list(parts.values()), 1), targets.candidate_ids)
+        widths = [part.size(1) for part in parts.values()]
+        labels_of = dict(zip(parts, gathered.split(widths, 1), strict=True))
+        vectors, rows = labels_of["vectors"], labels_of.get("rows")
         pool = _Pool(targets, candidate_ids)
-        head = query["classifier_embedding"]
-        rest = 1 - self.encoder_weight
-        losses = {
-            "encoder": self.encoder_weight * self._two_ways(self.encoder_loss, queries, vectors, pool),
-            "classifier": rest * self._two_ways(self.classifier_loss, head, rows, pool),
-        }
-        if self.bce_weight:
+        share, rest = (self.encoder_weight, 1 - self.encoder_weight) if with_classifier else (1.0, 0.0)
+        losses = {"encoder": share * self._two_ways(self.encoder_loss, queries, vectors, pool)}
+        if with_classifier:
+            head = query["classifier_embedding"]
+            losses["classifier"] = rest * self._two_ways(self.classifier_loss, head, rows, pool)
+        if with_classifier and self.bce_weight:
             scores = self.scale * head @ rows.T
             entries = rows_per_rank(scores.new_tensor(scores.numel()) - pool.num_excluded)
             bce = binary_cross_entropy(scores, pool.relevance, pool.excluded, num_entries=entries)
             losses["bce"] = rest * self.bce_weight * bce
+        if terms is not None:
+            more = terms(
+                candidate_ids,
+                pool.own_labels,
+                keys_of_pool(keys, targets.candidate_ids, candidate_ids),
+                vectors,
+                labels_of.get("heads", vectors),
+                rows,
+                self.encoder_loss,
+                self.classifier_loss,
+                self.scale,
+            )
+            weights = {"label_encoder": share, "label_classifier": rest}
+            losses |= {name: weights[name] * term for name, term in more.items()}
         return losses
 
     def _two_ways(self, loss: Callable[..., Tensor], queries: Tensor, vectors: Tensor, pool: _Pool) -> Tensor:
@@ -133,7 +151,7 @@ class UnifiedLoss(nn.Module):
             "encoder_weight": self.encoder_weight,
             "symmetric_weight": self.symmetric_weight,
             "bce_weight": self.bce_weight,
-        }
+        } | ({} if self.label_terms is None else {"label_terms": self.label_terms.get_config_dict()})
 
     @property
     def citation(self) -> str:
