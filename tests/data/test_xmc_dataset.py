@@ -165,6 +165,31 @@ def test_hold_out_keeps_titles_together_and_is_deterministic(tiny):
         tiny.hold_out(0.1, by="uid")
 
 
+@pytest.mark.parametrize("weighted", [False, True])
+def test_held_out_rows_are_judged_by_labels_that_keep_a_training_row(tiny, weighted):
+    if weighted:
+        lengths = [len(ids) for ids in tiny.train["label_ids"][:]]
+        weights = [[0.5 + 0.1 * (n % 5) for n in range(length)] for length in lengths]
+        tiny = replace(tiny, train=tiny.train.add_column("label_weights", weights))
+    parts = tiny.hold_out(0.1, seed=1, seen_labels_only=True)
+    assert abs(len(parts.test) - 419) <= 5 and len(parts.train) + len(parts.test) == len(tiny.train)
+    seen = {label for ids in parts.train["label_ids"] for label in ids}
+    whole = dict(zip(tiny.train["uid"], zip(tiny.train["label_ids"], tiny.train["text"], strict=True), strict=True))
+    dropped = 0
+    for uid, text, ids in zip(parts.test["uid"], parts.test["text"], parts.test["label_ids"], strict=True):
+        assert ids and text == whole[uid][1]
+        assert ids == [label for label in whole[uid][0] if label in seen]
+        dropped += len(whole[uid][0]) - len(ids)
+    assert dropped > 10, "some labels have all their rows held out"
+    truth = parts.to_csr("test")
+    if weighted:
+        known = dict(zip(tiny.train["uid"], tiny.to_csr("train"), strict=True))
+        for uid, row in zip(parts.test["uid"], truth, strict=True):
+            assert row.data.tolist() == known[uid][:, row.indices].toarray()[0].tolist()
+    else:
+        assert (truth.data == 1).all()
+
+
 def test_the_title_alone_makes_the_key_where_the_text_has_more(load, toy_files):
     rows = [
         b'{"uid": "%d", "title": "Work %c", "content": "%d", "target_ind": []}\n' % (n, b"ab"[n % 2], n)

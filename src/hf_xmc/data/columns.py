@@ -36,3 +36,18 @@ def join_texts(columns: Sequence[pa.Array]) -> pa.Array:
 def list_lengths(lists: pa.Array) -> np.ndarray:
     """int64 (N,) lengths; 0 for null."""
     return pc.fill_null(pc.list_value_length(lists), 0).to_numpy(zero_copy_only=False).astype(np.int64)
+
+
+def with_labels(dataset: datasets.Dataset, kept: np.ndarray) -> datasets.Dataset:
+    """The same rows with only some of the labels in `label_ids` and `label_weights`; kept is (L,) bool."""
+    table = dataset.with_format("arrow")[:]
+    ids = column_of(dataset, "label_ids")
+    flat = kept[ids.flatten().to_numpy(zero_copy_only=False)]  # (nnz,)
+    ends = np.cumsum(list_lengths(ids))
+    offsets = np.concatenate([[0], np.concatenate([[0], np.cumsum(flat)])[ends]]).astype(np.int32)
+    for name in {"label_ids", "label_weights"} & set(table.column_names):
+        values = column_of(dataset, name).flatten().filter(pa.array(flat))
+        lists = pa.ListArray.from_arrays(pa.array(offsets), values)
+        place = table.column_names.index(name)
+        table = table.set_column(place, name, lists.cast(table.schema.field(name).type))
+    return datasets.Dataset(table)

@@ -17,11 +17,12 @@ from huggingface_hub import CommitOperationAdd, DatasetCard, HfApi, hf_hub_downl
 from huggingface_hub.errors import RemoteEntryNotFoundError
 
 from hf_xmc.data.catalog import Propensity
-from hf_xmc.data.columns import column_of, list_lengths, row_mapping
+from hf_xmc.data.columns import column_of, list_lengths, row_mapping, with_labels
 from hf_xmc.data.report import DataReport, measure
 from hf_xmc.data.splitting import (
     equal_pairs,
     held_out_rows,
+    label_seen,
     normalised_texts,
     reversed_pairs,
     title_keys,
@@ -149,7 +150,9 @@ class XMCDataset:
         unmapped = datasets.Dataset(self.train.data, info=self.train.info, split=self.train.split)
         return unmapped.add_column("row", place).select(rows)
 
-    def hold_out(self, fraction: float, seed: int = 0, by: str = "title_key") -> XMCDataset:
+    def hold_out(
+        self, fraction: float, seed: int = 0, by: str = "title_key", *, seen_labels_only: bool = False
+    ) -> XMCDataset:
         """Splits train in two, to choose hyper-parameters without looking at test.
 
         Args:
@@ -158,12 +161,17 @@ class XMCDataset:
             by: "title_key" keeps rows whose title differs only in numbers, volume words, month words and punctuation
                 on one side, so that the held-out part is as hard as a test split made by series; "row" draws single
                 rows.
+            seen_labels_only: judge held-out rows by labels that keep a training row, as the test split of a benchmark
+                is judged where every label has one; rows that would have none left stay in train. Use it to choose
+                between models: labels whose only rows are held out reward whatever scores by label text alone, and
+                the choice is then wrong for test.
 
         Returns:
             The rest as train, the held-out rows as test (both in their old order), the same labels. Filter pairs are
             those of the rows, and for the held-out rows also the reversed pairs: held-out item t is also label m,
             remaining item i is also label l, i carries m, so (t, l) is filtered. An item is the label with its uid
-            or, without uids, the label of its filter pair. The truth of the held-out rows is left as it is.
+            or, without uids, the label of its filter pair. The truth of the held-out rows is left as it is, but for
+            `seen_labels_only`.
         """
         if by == "title_key":
             keys = title_keys(column_of(self.train, "title" if "title" in self.train.column_names else "text"))
@@ -171,7 +179,8 @@ class XMCDataset:
             keys = pa.array(np.arange(len(self.train)))
         else:
             raise ValueError(f"by is {by!r}; expected 'title_key' or 'row'")
-        held_out = held_out_rows(keys, fraction, seed)  # (N,)
+        truth = self.to_csr("train")
+        held_out = held_out_rows(keys, fraction, seed, truth if seen_labels_only else None)  # (N,)
         new_row = np.where(held_out, np.cumsum(held_out), np.cumsum(~held_out)) - 1  # (N,)
 
         def part_of(pairs: np.ndarray, side: np.ndarray) -> np.ndarray:
@@ -182,13 +191,12 @@ class XMCDataset:
         same_uid = self._same_things("train", "uid")
         identity = same_uid if len(same_uid) else own
         self_pairs = part_of(own, held_out), part_of(same_uid, held_out)
-        turned = reversed_pairs(
-            part_of(identity, held_out), part_of(identity, ~held_out), self.to_csr("train")[~held_out]
-        )
+        turned = reversed_pairs(part_of(identity, held_out), part_of(identity, ~held_out), truth[~held_out])
+        test = self.train.select(np.flatnonzero(held_out))
         return replace(
             self,
             train=self.train.select(np.flatnonzero(~held_out)),
-            test=self.train.select(np.flatnonzero(held_out)),
+            test=with_labels(test, label_seen(truth, ~held_out)) if seen_labels_only else test,
             filters={"train": part_of(own, ~held_out), "test": unique_pairs(*self_pairs, turned)},
         )
 

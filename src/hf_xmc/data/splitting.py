@@ -48,16 +48,17 @@ def _single_spaced(texts: pa.Array) -> pa.Array:
     return pc.utf8_trim_whitespace(pc.replace_substring_regex(texts, " +", " "))
 
 
-def held_out_rows(keys: pa.Array, fraction: float, seed: int) -> np.ndarray:
+def held_out_rows(keys: pa.Array, fraction: float, seed: int, truth: sp.csr_matrix | None = None) -> np.ndarray:
     """A random set of whole groups that holds about `fraction` of the rows.
 
     Groups larger than the whole held-out part never enter it; the others are taken in random order as long as they
-    fit.
+    fit. With a truth, groups give way to the next where a row of theirs would have no label left that remains in train.
 
     Args:
         keys: (N,) group of each row, any hashable Arrow type.
         fraction: share of the rows, in (0, 1).
         seed: of numpy's default generator; the same keys, fraction and seed give the same rows.
+        truth: (N, L), None to take groups whatever their labels.
 
     Returns:
         (N,) bool, True where held out. Raises a ValueError if either side would be empty.
@@ -69,14 +70,29 @@ def held_out_rows(keys: pa.Array, fraction: float, seed: int) -> np.ndarray:
     target = round(fraction * len(groups))
     order = np.random.default_rng(seed).permutation(len(sizes))
     order = order[sizes[order] <= target]
-    taken = order[np.cumsum(sizes[order]) <= target]
-    held_out = np.isin(groups, taken)
+    held_out = np.isin(groups, order[np.cumsum(sizes[order]) <= target])
+    while truth is not None and held_out.any():
+        orphans = np.unique(groups[held_out & ~_has_label(truth, label_seen(truth, ~held_out))])
+        if not len(orphans):
+            break
+        order = order[~np.isin(order, orphans)]
+        held_out = np.isin(groups, order[np.cumsum(sizes[order]) <= target])
     if not held_out.any() or held_out.all():
         raise ValueError(
             f"A held-out part of {fraction} of {len(groups)} rows in {len(sizes)} groups leaves one side empty; "
             "choose another fraction, or by='row'"
         )
     return held_out
+
+
+def label_seen(truth: sp.csr_matrix, rows: np.ndarray) -> np.ndarray:
+    """(L,) bool: whether a label stands in any of the rows; truth (N, L), rows (N,) bool."""
+    return np.bincount(truth[rows].indices, minlength=truth.shape[1]) > 0
+
+
+def _has_label(truth: sp.csr_matrix, labels: np.ndarray) -> np.ndarray:
+    """(N,) bool: whether a row has any of the labels (L,) bool."""
+    return np.asarray(truth @ labels).ravel() > 0
 
 
 def equal_pairs(left: pa.Array, right: pa.Array) -> np.ndarray:
