@@ -62,7 +62,7 @@ state = PartialState()
 
 # 2. Data: the raw folder, and a validation split that no title of the rest stands in.
 data = hf_xmc.load_lf(config.data_dir, fields=tuple(config.fields), label_fields=tuple(config.fields))
-development = data.hold_out(config.hold_out, seed=args.seed) if config.hold_out else data
+development = data.hold_out(config.hold_out, seed=args.seed, seen_labels_only=True) if config.hold_out else data
 state.print(data)
 if data.propensity.assumed:
     record.notes.append(f"propensity A, B = {data.propensity.a}, {data.propensity.b} assumed: unknown data set")

@@ -41,7 +41,7 @@ state = PartialState()
 
 # 2. Data: the raw folder, and a validation split of its own that no title of train stands in.
 data = hf_xmc.load_lf(config.data_dir, fields=tuple(config.fields), label_fields=tuple(config.fields))
-development = data.hold_out(config.hold_out, seed=args.seed)
+development = data.hold_out(config.hold_out, seed=args.seed, seen_labels_only=True)
 state.print(data)
 
 # 3. What has to be beaten.
