@@ -2,66 +2,25 @@
 
 from __future__ import annotations
 
-import json
-import shutil
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import torch
 from huggingface_hub import HfApi, snapshot_download
-from safetensors.numpy import load_file, save_file
 from scipy.sparse import csr_matrix
-from sentence_transformers.sentence_transformer.modules import StaticEmbedding
 
-from hf_xmc.encoder import CONFIG_FILE, XMCEncoder, check_format_version
-from hf_xmc.hub import pipeline_xmc
-from hf_xmc.index import LabelIndex, faiss
+from hf_xmc.encoder import XMCEncoder
+from hf_xmc.index import LabelIndex
 from hf_xmc.memory import Evidence, KnowledgeMemory, MemoryForm
-
-LABELS_FILE, VECTORS_FILE, INDEX_FILE = "labels.json", "label_embeddings.safetensors", "index.faiss"
-MEMORY_FOLDER, MEMORY_TEXTS_FILE = "memory", "texts.json"
-_PIPELINES = {"xmc-retrieval": {"impl": "pipeline_xmc.XMCRetrievalPipeline", "pt": ["AutoModel"], "type": "text"}}
+from hf_xmc.retriever_files import RetrieverParts, read_parts, save_parts, write_parts
 
 
-class Retriever:
-    """Answers texts with labels. Build one from a trained encoder, or load a saved one.
+class Retriever(RetrieverParts):
+    """Answers texts with labels. :meth:`build` one from a trained encoder, or load a saved one.
 
-    Args:
-        encoder: The encoder, with or without a classifier.
-        labels: L label texts in id order.
-        embedding: (L, De) float32, the dual-encoder half of the labels.
-        classifier: (L, Dc) float32, the classifier rows, or None.
-        removed_ids: Ids of labels that are no longer predicted.
-
-    Raises:
-        ValueError: if texts and vectors differ in number.
+    Its attributes are those of :class:`~hf_xmc.retriever_files.RetrieverParts`.
     """
-
-    def __init__(
-        self,
-        encoder: XMCEncoder,
-        labels: Sequence[str],
-        embedding: np.ndarray,
-        classifier: np.ndarray | None = None,
-        removed_ids: Sequence[int] = (),
-    ) -> None:
-        rows = {"label texts": len(labels), "label vectors": len(embedding)}
-        if classifier is not None:
-            rows["classifier rows"] = len(classifier)
-        if len(set(rows.values())) > 1:
-            raise ValueError(f"texts and vectors must agree in number, got {rows}")
-        self.encoder = encoder
-        self.labels = list(labels)
-        self.embedding = embedding
-        self.classifier = classifier
-        self.index = LabelIndex(encoder.join_labels(embedding, classifier))
-        self.memory: KnowledgeMemory | None = None
-        self.memory_texts: list[str] = []
-        if len(removed_ids):
-            self.index.remove(np.asarray(removed_ids))
 
     @classmethod
     def build(cls, encoder: XMCEncoder, labels: Sequence[str], **encode: Any) -> Retriever:
@@ -73,7 +32,8 @@ class Retriever:
             encode: Passed to ``encode`` (batch_size, show_progress_bar, ...).
         """
         labels = list(labels)
-        return cls(encoder, labels, *encoder.label_halves(labels, **encode))
+        halves = encoder.label_halves(labels, **encode)
+        return cls(encoder, labels, *halves, LabelIndex(encoder.join_labels(*halves)))
 
     def remember(
         self,
@@ -94,7 +54,7 @@ class Retriever:
             encode: Passed to ``encode``.
         """
         texts = list(texts)
-        keys = self.encoder.join_labels(*self.encoder.encode_halves(texts, **encode))
+        keys = self.encoder.key_vectors(texts, **encode)
         self.memory = KnowledgeMemory(keys, truth, self.index, form or MemoryForm(), dtype=dtype)
         self.memory_texts = texts
 
@@ -181,37 +141,7 @@ class Retriever:
         Args:
             path: The folder; files in it that this repo has too are replaced.
         """
-        path = Path(path)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}-") as scratch:
-            # Inside the scratch folder, which is private itself: copying takes the mode along.
-            whole = Path(scratch) / "repo"
-            whole.mkdir()
-            self._write(whole)
-            shutil.copytree(whole, path, dirs_exist_ok=True)
-
-    def _write(self, folder: Path) -> None:
-        backbone = self.encoder.transformers_model
-        if backbone is not None:
-            backbone.config.custom_pipelines = _PIPELINES
-        self.encoder.save_pretrained(str(folder))
-        if isinstance(self.encoder[0], StaticEmbedding):
-            _write_static_door(folder, self.encoder[0])
-        shutil.copy(pipeline_xmc.__file__, folder / "pipeline_xmc.py")
-        (folder / LABELS_FILE).write_text(json.dumps(self.labels, ensure_ascii=False), encoding="utf8")
-        vectors = {"embedding": self.embedding}
-        if self.classifier is not None:
-            vectors["classifier"] = self.classifier
-        save_file({name: np.ascontiguousarray(half) for name, half in vectors.items()}, folder / VECTORS_FILE)
-        if faiss is not None:
-            self.index.save(folder / INDEX_FILE)
-        if self.memory is not None:
-            self.memory.save(folder / MEMORY_FOLDER)
-            texts = json.dumps(self.memory_texts, ensure_ascii=False)
-            (folder / MEMORY_FOLDER / MEMORY_TEXTS_FILE).write_text(texts, encoding="utf8")
-        config = json.loads((folder / CONFIG_FILE).read_text(encoding="utf8"))
-        config["removed_ids"] = np.flatnonzero(~self.index.alive).tolist()
-        (folder / CONFIG_FILE).write_text(json.dumps(config, indent=2), encoding="utf8")
+        save_parts(self, path)
 
     @classmethod
     def from_pretrained(cls, path: str | Path, *, revision: str | None = None, device: str | None = None) -> Retriever:
@@ -228,69 +158,12 @@ class Retriever:
         folder = Path(path)
         if not folder.is_dir():
             folder = Path(snapshot_download(str(path), revision=revision))
-        config = _read_json(folder, CONFIG_FILE)
-        check_format_version(config, folder / CONFIG_FILE)
-        labels = _read_json(folder, LABELS_FILE)
-        vectors = _read_vectors(folder)
-        for name, half in vectors.items():
-            if len(half) != len(labels):
-                raise ValueError(
-                    f"{folder}: {LABELS_FILE} has {len(labels)} labels but {VECTORS_FILE} {len(half)} rows "
-                    f"of {name!r}; the repo is damaged, fetch or save it again"
-                )
-        encoder = XMCEncoder(str(folder), device=device)
-        halves = vectors["embedding"], vectors.get("classifier")
-        retriever = cls(encoder, labels, *halves, config.get("removed_ids", ()))
-        if (folder / MEMORY_FOLDER).is_dir():
-            retriever.memory = KnowledgeMemory.load(folder / MEMORY_FOLDER, retriever.index)
-            retriever.memory_texts = _read_json(folder, f"{MEMORY_FOLDER}/{MEMORY_TEXTS_FILE}")
-            if len(retriever.memory_texts) != len(retriever.memory):
-                raise ValueError(
-                    f"{folder / MEMORY_FOLDER}: {MEMORY_TEXTS_FILE} has {len(retriever.memory_texts)} texts, the "
-                    f"memory {len(retriever.memory)} rows; the repo is damaged, fetch or save it again"
-                )
-        return retriever
+        return cls(**vars(read_parts(folder, device)))
 
     def push_to_hub(self, repo_id: str, *, private: bool | None = None, token: str | None = None) -> str:
         """Publish the repo; the same files as :meth:`save_pretrained`. Returns the address of the commit."""
         api = HfApi(token=token)
         repo_id = api.create_repo(repo_id, private=private, exist_ok=True).repo_id
         with tempfile.TemporaryDirectory() as folder:
-            self._write(Path(folder))
+            write_parts(self, Path(folder))
             return api.upload_folder(repo_id=repo_id, folder_path=folder, commit_message="Push retriever").commit_url
-
-
-def _read_json(folder: Path, name: str) -> Any:
-    file = folder / name
-    if not file.is_file():
-        raise ValueError(f"{folder} has no {name}; save it with Retriever.save_pretrained, or fetch the whole repo")
-    try:
-        return json.loads(file.read_text(encoding="utf8"))
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise ValueError(f"{file} is damaged ({error}); fetch or save the repo again") from error
-
-
-def _read_vectors(folder: Path) -> dict[str, np.ndarray]:
-    file = folder / VECTORS_FILE
-    if not file.is_file():
-        raise ValueError(f"{folder} has no {VECTORS_FILE}; rebuild it: Retriever.build(XMCEncoder(folder), labels)")
-    try:
-        return load_file(file)
-    except Exception as error:  # safetensors raises a class of its own that is not exported everywhere
-        raise ValueError(f"{file} is damaged ({error}); fetch or save the repo again") from error
-
-
-def _write_static_door(folder: Path, module: StaticEmbedding) -> None:
-    """Let AutoModel and AutoTokenizer open a static encoder, which has no transformers model of its own."""
-    config = {
-        "model_type": pipeline_xmc.XMCStaticConfig.model_type,
-        "architectures": ["XMCStaticModel"],
-        "auto_map": {"AutoConfig": "pipeline_xmc.XMCStaticConfig", "AutoModel": "pipeline_xmc.XMCStaticModel"},
-        "vocab_size": module.num_embeddings,
-        "hidden_size": module.embedding_dim,
-        "dtype": str(torch.float32).removeprefix("torch."),
-        "custom_pipelines": _PIPELINES,
-    }
-    (folder / "config.json").write_text(json.dumps(config, indent=2), encoding="utf8")
-    tokenizer = {"tokenizer_class": "PreTrainedTokenizerFast", "clean_up_tokenization_spaces": False}
-    (folder / "tokenizer_config.json").write_text(json.dumps(tokenizer, indent=2), encoding="utf8")
