@@ -6,13 +6,24 @@ import json
 import os
 import platform
 import resource
+import subprocess
+import sys
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import asdict
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
+
+from hf_xmc.data.dataset import XMCDataset
+from hf_xmc.evaluation import XMCEvaluator
+from hf_xmc.metrics.frequency import frequency_bins
+
+PACKAGES = ("torch", "transformers", "sentence-transformers", "datasets", "accelerate", "numpy", "scipy")
 
 
 class RunRecord:
@@ -20,13 +31,68 @@ class RunRecord:
 
     Args:
         config: The fields the run was started with; must be JSON.
+
+    Attributes:
+        metrics: Name -> metrics in [0, 1]; the held-out part's among them.
+        tests: Line of the results -> ``{"metrics": {metric: [value, low, high] or [value]}, "bins": [...]}``: of the
+            test split, low and high the ends of the 95 % bootstrap interval over its rows, the bins those of
+            :func:`hf_xmc.metrics.frequency_bins` at 5, head first.
+        data: The data set in numbers and words.
+        citations: BibTeX of the methods, for the model card.
+        gains: Name -> metric -> gain over the plain model, low and high end of its 95 % interval.
+        costs: Name -> what it costs beside the plain model, the unit in the key.
+        seconds: Part of the run -> "wall" and "cpu".
+        notes: What the run assumed.
     """
 
     def __init__(self, config: Mapping[str, Any]) -> None:
         self.config = dict(config)
         self.metrics: dict[str, dict[str, float]] = {}
+        self.tests: dict[str, dict[str, Any]] = {}
         self.seconds: dict[str, dict[str, float]] = {}
+        self.gains: dict[str, dict[str, list[float]]] = {}
+        self.costs: dict[str, dict[str, float]] = {}
+        self.data: dict[str, Any] = {}
+        self.citations: list[str] = []
         self.notes: list[str] = []
+        self._begun = time.perf_counter()
+
+    def test(self, line: str, evaluator: XMCEvaluator, ids: np.ndarray) -> dict[str, float]:
+        """Judge a ranking of the test split and keep it as a line of the results.
+
+        Args:
+            line: Its name, for example "UniDEC" or "with memory".
+            evaluator: Of the test split.
+            ids: (N, K) int64, the ranking.
+
+        Returns:
+            The metrics, values in [0, 1].
+        """
+        metrics = evaluator.metrics(ids)
+        ends = {name: [i.value, i.low, i.high] for name, i in evaluator.intervals(ids).items()}
+        bins = frequency_bins(ids, evaluator.truth, evaluator.train_counts, 5)
+        self.metrics[line] = metrics
+        self.tests[line] = {
+            "metrics": {name: ends.get(name, [value]) for name, value in metrics.items()},
+            "bins": [asdict(each) for each in bins],
+        }
+        return metrics
+
+    def describe(self, data: XMCDataset, folder: str | Path) -> None:
+        """Keep the data set's counts and constants, and source and licence where the folder's README names them."""
+        self.data = {
+            "name": data.name,
+            "num_train": len(data.train),
+            "num_test": len(data.test),
+            "num_labels": data.num_labels,
+            "propensity": [data.propensity.a, data.propensity.b],
+            "example": data.test["text"][0],
+        } | source_of(folder)
+        if data.propensity.assumed:
+            self.notes.append(
+                f"propensity A, B = {data.propensity.a}, {data.propensity.b}: {data.name} is no benchmark whose "
+                "constants are known"
+            )
 
     @contextmanager
     def timed(self, part: str) -> Iterator[None]:
@@ -40,14 +106,30 @@ class RunRecord:
             spent["cpu"] += cpu_seconds() - cpu
 
     def write(self, path: str | Path, metrics: Mapping[str, float]) -> None:
-        """Write metrics.json: the test split's metrics in [0, 1], seconds, peak memory, hardware and config."""
+        """Write metrics.json: everything that a row of results.yaml or a model card needs.
+
+        Args:
+            path: The file.
+            metrics: Those of the model that is published, in [0, 1]. Seconds and memory are of this process: with
+                several processes, of the first.
+        """
+        total = {"wall": time.perf_counter() - self._begun, "cpu": cpu_seconds()}
         record = {
             "metrics": dict(metrics),
+            "tests": self.tests,
             "all_metrics": self.metrics,
-            "seconds": self.seconds,
+            "gains": self.gains,
+            "costs": self.costs,
+            "command": sys.argv,
+            **commit(),
+            "seed": self.config.get("seed"),
+            "seconds": self.seconds | {"total": total},
             "peak_memory_gib": peak_memory_gib(),
             "world_size": int(os.environ.get("WORLD_SIZE", "1")),
             "hardware": hardware(),
+            "versions": {"python": platform.python_version()} | {name: version(name) for name in PACKAGES},
+            "data": self.data,
+            "citations": self.citations,
             "notes": self.notes,
             "config": self.config,
         }
@@ -71,11 +153,40 @@ def peak_memory_gib() -> float:
 
 
 def hardware() -> str:
-    """The processor or GPU in words."""
+    """The processor and its threads, or the GPU, in words."""
     if torch.cuda.is_available():
         return f"{torch.cuda.device_count()} x {torch.cuda.get_device_name()}"
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    return f"{cores} CPU cores, {_cpu_name()}"
+    threads = torch.get_num_threads()
+    return f"{_cpu_name()}, {threads} thread{'s' * (threads > 1)}"
+
+
+def commit() -> dict[str, Any]:
+    """``{"commit": str | None, "dirty": bool | None}`` of the clone this file belongs to; None outside a clone."""
+    here = Path(__file__).resolve()
+
+    def git(*words: str) -> str | None:
+        try:
+            done = subprocess.run(["git", "-C", str(here.parent), *words], capture_output=True, text=True)
+        except OSError:
+            return None
+        return done.stdout.strip() if done.returncode == 0 else None
+
+    # A virtual environment may lie inside the clone of another project: this file must be one of the clone's own.
+    if git("ls-files", "--error-unmatch", here.name) is None:
+        return {"commit": None, "dirty": None}
+    changed = git(
+        "status", "--porcelain", "--untracked-files=no", "--", ":/src", ":/recipes/*.py", ":/recipes/configs"
+    )
+    return {"commit": git("rev-parse", "--short=7", "HEAD"), "dirty": bool(changed)}
+
+
+def source_of(folder: str | Path) -> dict[str, str]:
+    """The lines ``Source: ...`` and ``Licence: ...`` of a data folder's README.md, where there are any."""
+    readme = Path(folder) / "README.md"
+    if not readme.is_file():
+        return {}
+    lines = (line.partition(":") for line in readme.read_text(encoding="utf8").splitlines())
+    return {name.lower(): text.strip() for name, _, text in lines if name in ("Source", "Licence")}
 
 
 def _cpu_name() -> str:
