@@ -1,13 +1,15 @@
 from __future__ import annotations
 
+import gzip
 import json
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+from conftest import TINY
 
-from hf_xmc.recipe_config import read_recipe_config
-from hf_xmc.run_record import RunRecord, metrics_table
+import hf_xmc
+from hf_xmc.recipe_config import last_checkpoint, load_data, read_recipe_config
 
 
 @dataclass
@@ -41,23 +43,49 @@ def test_wrong_command_lines_are_named(tmp_path: Path) -> None:
         read_recipe_config(Own, "", ["--config", str(bad)])
 
 
-def test_a_run_record_holds_metrics_costs_and_config(tmp_path: Path) -> None:
-    record = RunRecord({"scale": 20})
-    with record.timed("training"):
-        sum(i * i for i in range(300_000))
-    record.write(tmp_path / "metrics.json", {"precision@1": 0.5})
-    written = json.loads((tmp_path / "metrics.json").read_text())
-    assert written["metrics"] == {"precision@1": 0.5} and written["config"] == {"scale": 20}
-    assert written["world_size"] == 1 and 0 < written["peak_memory_gib"] < 64
-    assert 0 < written["seconds"]["training"]["cpu"] < 60
-    assert [p.name for p in tmp_path.iterdir()] == ["metrics.json"]
+def test_the_default_file_is_read_where_none_is_named(tmp_path: Path) -> None:
+    (tmp_path / "default.yaml").write_text("scale: 30\nnum_train_epochs: 7\n")
+    (tmp_path / "own.yaml").write_text("scale: 40\n")
+    argv = ["--output_dir", str(tmp_path)]
+    own, args = read_recipe_config(Own, "", argv, default=tmp_path / "default.yaml")
+    assert (own.scale, args.num_train_epochs) == (30, 7)
+    own, args = read_recipe_config(
+        Own, "", [*argv, "--config", str(tmp_path / "own.yaml")], default=tmp_path / "default.yaml"
+    )
+    assert (own.scale, args.num_train_epochs) == (40, 3)
 
 
-def test_the_table_is_aligned_and_in_percent() -> None:
-    rows = {"a": {"precision@1": 0.12345}, "long name": {"precision@1": 1.0, "recall@10": 0.5}}
-    lines = metrics_table(rows, ("precision@1", "recall@10")).split("\n")
-    assert lines == [
-        "               P@1     R@10",
-        "a            12.35        -",
-        "long name   100.00    50.00",
-    ]
+def test_a_folder_without_a_name_is_read_with_assumptions_that_are_told(tmp_path: Path) -> None:
+    folder = tmp_path / "books-of-mine"
+    folder.mkdir()
+    for name, rows in {
+        "trn": [{"uid": "a", "title": "one", "content": "more of one", "target_ind": [0], "target_rel": [1.0]}],
+        "tst": [{"uid": "b", "title": "two", "target_ind": [1], "target_rel": [1.0]}],
+        "lbl": [{"uid": "x", "title": "first", "content": "long text"}, {"uid": "y", "title": "second"}],
+    }.items():
+        with gzip.open(folder / f"{name}.json.gz", "wt") as file:
+            file.write("\n".join(map(json.dumps, rows)) + "\n")
+    data, assumed = load_data(folder, [], [])
+    assert data.train["text"][:] == ["one more of one"] and data.labels["text"][:] == ["first", "second"]
+    assert [line.partition(":")[0] for line in assumed] == ["fields", "label_fields"]
+    data, assumed = load_data(folder, ["title"], ["title", "content"])
+    assert data.train["text"][:] == ["one"] and data.labels["text"][:] == ["first long text", "second"]
+    assert assumed == []
+
+
+def test_a_benchmark_is_read_by_its_own_fields(tiny: hf_xmc.XMCDataset) -> None:
+    data, assumed = load_data(TINY, [], [])
+    assert assumed == [] and data.train["text"][0] == tiny.train["text"][0]
+
+
+def test_a_run_resumes_from_its_newest_checkpoint_or_starts_anew(tmp_path: Path) -> None:
+    args = hf_xmc.XMCTrainingArguments(output_dir=str(tmp_path / "run"))
+    assert last_checkpoint(args) is None
+    args.resume_from_checkpoint = True  # type: ignore[assignment]
+    assert last_checkpoint(args) is None
+    for step in (5, 10):
+        (tmp_path / "run" / f"checkpoint-{step}").mkdir(parents=True)
+    assert last_checkpoint(args) == str(tmp_path / "run" / "checkpoint-10")
+    args.resume_from_checkpoint = str(tmp_path / "run" / "checkpoint-5")
+    with pytest.raises(ValueError, match="expected resume_from_checkpoint=true, got '.*checkpoint-5'"):
+        last_checkpoint(args)

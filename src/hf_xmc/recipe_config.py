@@ -12,16 +12,20 @@ from typing import Any, TypeVar
 import torch
 import yaml
 from transformers import HfArgumentParser
+from transformers.trainer_utils import get_last_checkpoint
 
+from hf_xmc.data.catalog import find_benchmark
+from hf_xmc.data.dataset import XMCDataset
+from hf_xmc.data.lf import load_lf
 from hf_xmc.training_args import XMCTrainingArguments
 
 T = TypeVar("T")
 
 
 def read_recipe_config(
-    recipe_arguments: type[T], description: str, argv: Sequence[str] | None = None
+    recipe_arguments: type[T], description: str, argv: Sequence[str] | None = None, default: str | Path | None = None
 ) -> tuple[T, XMCTrainingArguments]:
-    """Parse ``--config FILE [--data_dir DIR] [--output_dir DIR] [field=value ...]``.
+    """Parse ``[--config FILE] [--data_dir DIR] [--output_dir DIR] [field=value ...]``.
 
     Later values win: the fields' defaults, the YAML file, the two options, then ``field=value`` (read as YAML).
 
@@ -29,6 +33,7 @@ def read_recipe_config(
         recipe_arguments: A dataclass with the recipe's own fields, ``data_dir`` among them.
         description: For ``--help``.
         argv: The command line; None for the process's own.
+        default: YAML file that is read where the command line names none.
 
     Returns:
         The recipe's own fields and the training arguments.
@@ -42,7 +47,8 @@ def read_recipe_config(
     parser.add_argument("--output_dir", help="folder for the retriever, metrics.json and checkpoints")
     parser.add_argument("overrides", nargs="*", metavar="field=value", help="any field, read as YAML")
     given = parser.parse_args(argv)
-    values = _read_yaml(given.config) if given.config else {}
+    config = given.config or default
+    values = _read_yaml(config) if config else {}
     values |= {name: getattr(given, name) for name in ("data_dir", "output_dir") if getattr(given, name)}
     for override in given.overrides:
         name, equals, value = override.partition("=")
@@ -55,6 +61,50 @@ def read_recipe_config(
         raise ValueError(f"unknown field(s) {unknown}; the recipe has {own} and all fields of XMCTrainingArguments")
     share_cores()
     return HfArgumentParser((recipe_arguments, XMCTrainingArguments)).parse_dict(values)
+
+
+def load_data(folder: str | Path, fields: Sequence[str], label_fields: Sequence[str]) -> tuple[XMCDataset, list[str]]:
+    """Load an LF folder by the fields a config names; where it names none, by those of the benchmark of that name.
+
+    Args:
+        folder: Whatever ``load_lf`` takes.
+        fields: Raw fields of a query text; empty for the benchmark's, or for title and content where there is none.
+        label_fields: Raw fields of a label text; empty for the benchmark's, or for the title.
+
+    Returns:
+        The data set, and what was assumed, in words.
+    """
+    known = find_benchmark(Path(folder).name)
+    taken = tuple(fields) or (known.fields if known else ("title", "content"))
+    label_taken = tuple(label_fields) or (known.label_fields if known else ("title",))
+    assumed = []
+    if not fields and not known:
+        assumed.append(f"fields: a query text is {' + '.join(taken)}; another choice is fields=[...]")
+    if not label_fields and not known:
+        assumed.append(
+            f"label_fields: a label text is {' + '.join(label_taken)}; another choice is label_fields=[...]"
+        )
+    return load_lf(folder, fields=taken, label_fields=label_taken), assumed
+
+
+def last_checkpoint(args: XMCTrainingArguments) -> str | None:
+    """The checkpoint a run starts from.
+
+    Returns:
+        None without ``resume_from_checkpoint``; with ``resume_from_checkpoint=true`` the newest in ``output_dir``, or
+        None where there is none yet: a recipe that trains twice may have been killed before the second training.
+
+    Raises:
+        ValueError: if ``resume_from_checkpoint`` names a folder, which could belong to only one of two trainings.
+    """
+    if isinstance(args.resume_from_checkpoint, str):
+        raise ValueError(
+            f"expected resume_from_checkpoint=true, got {args.resume_from_checkpoint!r}: a run is resumed from the "
+            "newest checkpoint in its output_dir"
+        )
+    if not args.resume_from_checkpoint or not Path(args.output_dir).is_dir():
+        return None
+    return get_last_checkpoint(args.output_dir)
 
 
 def share_cores() -> None:
