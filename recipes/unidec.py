@@ -19,9 +19,8 @@ from sentence_transformers.sentence_transformer.modules import StaticEmbedding
 import hf_xmc
 from hf_xmc.data.gandalf import label_row_statistics, label_rows, with_label_rows
 from hf_xmc.evaluation import fit_search_form
-from hf_xmc.memory import KnowledgeMemory
-from hf_xmc.memory_fit import fit_memory
 from hf_xmc.recipe_config import read_recipe_config
+from hf_xmc.recipe_memory import choose_memory, memory_rows
 from hf_xmc.run_record import RunRecord, metrics_table
 from hf_xmc.static import static_embedding
 
@@ -51,7 +50,7 @@ class UniDEC:
     refit: bool = True
     label_rows: bool = False
     delta: float = 0.1
-    memory: bool = False
+    memory: bool = True
     memory_psp_weight: float = 0.5
 
 
@@ -118,27 +117,12 @@ if config.classifier and state.is_main_process:
     held_out[f"fitted: {form.classifier_weight}{', unit rows' * form.normalize_classifier}"] = tried[form]
     print(f"\n{data.name}, held-out part, percent\n{metrics_table(held_out, COLUMNS)}\n")
     record.metrics |= {f"held out: {name}": metrics for name, metrics in held_out.items()}
-memory_form = None
+choice = None
 if config.memory and state.is_main_process:
-    held_out = hf_xmc.XMCEvaluator(development, name="held_out")
-    rows = encoder.key_vectors(development.train["text"][:])
-    index = hf_xmc.LabelIndex(encoder.label_vectors(development.labels["text"][:]))
-    queries = encoder.query_vectors(development.test["text"][:])
     with record.timed("fitting"):
-        fit = fit_memory(
-            KnowledgeMemory(rows, development.to_csr("train"), index),
-            queries,
-            held_out.truth,
-            held_out.inverse_propensities,
-            psp_weight=config.memory_psp_weight,
-            filters=development.filters["test"],
-        )
-    memory_form = fit.form if fit.form.row_weight > 0 else None
-    print(
-        f"memory: {fit}"
-        if memory_form
-        else "memory: no vote of the training rows helps on the held-out part; left out"
-    )
+        choice = choose_memory(encoder, development, config.memory_psp_weight)
+    print(choice)
+    record.notes.append(str(choice))
 state.wait_for_everyone()
 if config.refit:
     with record.timed("training"):
@@ -150,18 +134,12 @@ if state.is_main_process:
     output = Path(args.output_dir)
     test = hf_xmc.XMCEvaluator(data, name="test")
     retriever = hf_xmc.Retriever.build(encoder, data.labels["text"], show_progress_bar=True)
-    ids = test.predict(encoder)[0]
-    record.metrics["test"] = metrics = test.metrics(ids)
-    table = {"UniDEC" if config.classifier else "DePSL": metrics}
-    if memory_form is not None:
-        retriever.remember(data.train["text"], data.to_csr("train"), memory_form, show_progress_bar=True)
-        queries = encoder.query_vectors(data.test["text"][:])
-        remembered, _ = retriever.memory.search(queries, 100, filters=data.filters["test"])
-        record.metrics["test, with memory"] = metrics = test.metrics(remembered)
-        table["with memory"] = metrics
-        for key, gain in test.intervals(remembered, ids).items():
-            if key in ("precision@1", "precision@5", "psp@1", "psp@5"):
-                print(f"memory, {key}: {100 * gain.value:+.2f} [{100 * gain.low:+.2f}, {100 * gain.high:+.2f}]")
+    table = {"UniDEC" if config.classifier else "DePSL": test.metrics(test.predict(encoder)[0])}
+    metrics = next(iter(table.values()))
+    if choice is not None:
+        table |= memory_rows(retriever, test, choice, record)
+        metrics = table.get("with memory", metrics)
+    record.metrics |= {f"test, {name}": values for name, values in table.items()}
     retriever.save_pretrained(output)
     record.write(output / "metrics.json", metrics)
     print(f"\n{data.name}, test split, percent\n{metrics_table(table, COLUMNS)}\n\nsaved to {output}")
