@@ -1,9 +1,12 @@
 """What each part of a method is worth: one variant a row, each against the first by paired bootstrap.
 
-    python benchmarks/ablations.py losses|unidec --data_dir DIR [--epochs N] [--only NAME ...] [--output FILE]
+    python benchmarks/ablations.py TABLE --data_dir DIR [--epochs N] [--only NAME ...] [--output FILE]
 
 Static encoder, one seed, one thread. Every variant trains on all but a held-out tenth of train (by title key); the
 table shows the held-out part, on which choices are made, and the test split, looked at once for each row.
+
+`gandalf` is about learning from the labels' own texts, with an encoder whose labels are scored by their texts too;
+`gandalf_blind` the same where a label is nothing but a row of the classifier.
 """
 
 from __future__ import annotations
@@ -18,16 +21,28 @@ from tempfile import TemporaryDirectory
 
 import torch
 import yaml
+from scipy.sparse import csr_matrix
 from torch import nn
 
 import hf_xmc
+from hf_xmc.data.gandalf import (
+    label_rows,
+    only_label_rows,
+    random_walk_label_rows,
+    self_label_rows,
+    symmetric_label_rows,
+    tail_labels,
+    with_label_rows,
+)
 from hf_xmc.evaluation import fit_search_form
 from hf_xmc.losses import (
     AllLabelsLoss,
     BinaryCrossEntropyLoss,
     DecoupledSoftmaxLoss,
     InfoNCELoss,
+    LabelNeighbours,
     LabelTableLoss,
+    LabelTerms,
     SoftTopKLoss,
     UnifiedLoss,
     blockwise,
@@ -46,7 +61,8 @@ class Variant:
     loss: Callable[[hf_xmc.XMCEncoder, hf_xmc.XMCDataset], nn.Module]
     classifier: dict | None = None
     training: dict = field(default_factory=dict)
-    form: hf_xmc.SearchForm | None = None
+    forms: tuple[hf_xmc.SearchForm, ...] | None = None  # to choose from on the held-out part; None for the whole grid
+    rows: Callable[[hf_xmc.XMCDataset], hf_xmc.XMCDataset] = lambda data: data  # what is trained on
 
 
 def over_all(function: Callable[..., torch.Tensor]) -> Callable[[hf_xmc.XMCEncoder, hf_xmc.XMCDataset], nn.Module]:
@@ -86,7 +102,64 @@ UNIDEC = {
     "BCE": Variant(over_pool(UnifiedLoss, scale=20.0, bce_weight=1.0), ROWS),
     "two heads as published": Variant(UNIFIED, ROWS | {"dimension": 256, "encoder_dimension": 256, "residual": False}),
 }
-TABLES = {"losses": LOSSES, "unidec": UNIDEC}
+AWARE = tuple(hf_xmc.SearchForm(u, False) for u in (0.4, 0.7, 1.0))
+BLIND = (hf_xmc.SearchForm(1.0, False),)
+FREE = ROWS | {"residual": False}
+CLASSIFIER_ONLY = over_pool(UnifiedLoss, scale=20.0, encoder_weight=0.0)
+
+
+def identity(truth: csr_matrix) -> csr_matrix:
+    return self_label_rows(truth.shape[1])
+
+
+def gandalf(make_targets: Callable[[csr_matrix], csr_matrix], *, share: float = 1.0, only: bool = False) -> Callable:
+    """Label rows for a share of the labels, those of fewest rows first; beside the training rows or alone."""
+
+    def rows(data: hf_xmc.XMCDataset) -> hf_xmc.XMCDataset:
+        truth = data.to_csr("train")
+        tail = tail_labels(truth, int(share * data.num_labels)) if share < 1 else None
+        return (only_label_rows if only else with_label_rows)(data, make_targets(truth), tail)
+
+    return rows
+
+
+def in_batch(weights: tuple[float, float], similarity: float | None = None, **kwargs: float) -> Callable:
+    """Label terms of these weights; with a similarity weight also of the encoder's own neighbours."""
+
+    def loss(encoder: hf_xmc.XMCEncoder, data: hf_xmc.XMCDataset) -> nn.Module:
+        neighbours = None if similarity is None else LabelNeighbours(data.num_labels)
+        terms = LabelTerms(label_rows(data.to_csr("train")), *weights, neighbours, similarity or 0.0)
+        return UnifiedLoss(encoder, scale=20.0, label_terms=terms, **kwargs)
+
+    return loss
+
+
+REFRESH = {"refresh_epochs": 2}
+GANDALF = {
+    "off": Variant(UNIFIED, ROWS, forms=AWARE),
+    "label rows": Variant(UNIFIED, ROWS, forms=AWARE, rows=gandalf(label_rows)),
+    "in the batch": Variant(in_batch((0.5, 0.5)), ROWS, forms=AWARE),
+    "in the batch, similarity": Variant(in_batch((0.5, 0.5), 0.5), ROWS, REFRESH, AWARE),
+    "in the batch, labels against labels": Variant(in_batch((0.5, 0.0)), ROWS, forms=AWARE),
+    "in the batch, labels against rows": Variant(in_batch((0.0, 0.5)), ROWS, forms=AWARE),
+    "in the batch, weight 0.2": Variant(in_batch((0.2, 0.2)), ROWS, forms=AWARE),
+    "in the batch, weight 1": Variant(in_batch((1.0, 1.0)), ROWS, forms=AWARE),
+    "label rows, prior 2": Variant(UNIFIED, ROWS, forms=AWARE, rows=gandalf(partial(label_rows, prior=2.0))),
+    "label rows, symmetric (GLaS)": Variant(UNIFIED, ROWS, forms=AWARE, rows=gandalf(symmetric_label_rows)),
+    "label rows, random walk": Variant(UNIFIED, ROWS, forms=AWARE, rows=gandalf(random_walk_label_rows)),
+    "label rows, half, tail first": Variant(UNIFIED, ROWS, forms=AWARE, rows=gandalf(label_rows, share=0.5)),
+    "label rows, self alone": Variant(UNIFIED, ROWS, forms=AWARE, rows=gandalf(identity)),
+    "nothing but label rows": Variant(UNIFIED, ROWS, forms=AWARE, rows=gandalf(label_rows, only=True)),
+}
+GANDALF_BLIND = {
+    "off": Variant(CLASSIFIER_ONLY, FREE, forms=BLIND),
+    "label rows": Variant(CLASSIFIER_ONLY, FREE, forms=BLIND, rows=gandalf(label_rows)),
+    "in the batch": Variant(in_batch((0.0, 0.5), encoder_weight=0.0), FREE, forms=BLIND),
+    "label rows, self alone": Variant(CLASSIFIER_ONLY, FREE, forms=BLIND, rows=gandalf(identity)),
+    "label rows, prior 2": Variant(CLASSIFIER_ONLY, FREE, forms=BLIND, rows=gandalf(partial(label_rows, prior=2.0))),
+    "nothing but label rows": Variant(CLASSIFIER_ONLY, FREE, forms=BLIND, rows=gandalf(label_rows, only=True)),
+}
+TABLES = {"losses": LOSSES, "unidec": UNIDEC, "gandalf": GANDALF, "gandalf_blind": GANDALF_BLIND}
 HALVES = {
     "dual-encoder half": hf_xmc.SearchForm(0.0),
     "classifier half, cosine": hf_xmc.SearchForm(1.0, True),
@@ -115,8 +188,15 @@ def train(variant: Variant, data: hf_xmc.XMCDataset, epochs: int) -> hf_xmc.XMCE
             output_dir=folder, use_cpu=True, seed=SEED, report_to="none", save_strategy="no", logging_strategy="no",
             **(common | variant.training),
         )  # fmt: skip
-        hf_xmc.XMCTrainer(encoder, args, data, variant.loss(encoder, data)).train()
+        hf_xmc.XMCTrainer(encoder, args, variant.rows(data), variant.loss(encoder, data)).train()
     return encoder
+
+
+def held_out_metrics(
+    encoder: hf_xmc.XMCEncoder, held_out: hf_xmc.XMCEvaluator, form: hf_xmc.SearchForm
+) -> dict[str, float]:
+    encoder.search_form = form
+    return held_out.metrics(held_out.predict(encoder)[0])
 
 
 def main() -> None:
@@ -140,7 +220,11 @@ def main() -> None:
         encoder = train(variant, development, given.epochs)
         spent = cpu_seconds() - start
         forms: dict[str, hf_xmc.SearchForm] = {"": encoder.search_form}
-        if variant.classifier is not None:
+        if variant.forms is not None:
+            held = {form: held_out_metrics(encoder, held_out, form) for form in variant.forms}
+            best = max(variant.forms, key=lambda form: held[form]["precision@1"])
+            forms = {f": u={best.classifier_weight}" if len(held) > 1 else "": best}
+        elif variant.classifier is not None:
             best, _ = fit_search_form(encoder, held_out)
             shown = f": fitted, u={best.classifier_weight}{', unit rows' * best.normalize_classifier}"
             forms = {shown: best} | ({f": {half}": form for half, form in HALVES.items()} if baseline is None else {})
@@ -158,7 +242,7 @@ def main() -> None:
             row["test"] = {k: round(v, 4) for k, v in tables["test split"][name + suffix].items()}
             row["gain_over_first"] = {
                 key: [round(v, 4) for v in (gains[key].value, gains[key].low, gains[key].high)]
-                for key in COLUMNS
+                for key in (*COLUMNS, "coverage@1", "coverage@5")
                 if key in gains
             }
             rows.append(row)
