@@ -6,24 +6,24 @@ where that is installed. It replays the encoder modules that ``modules.json`` li
 
 from __future__ import annotations
 
-import json
 import os
+import shutil
+import tempfile
+from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 import torch.nn.functional as F
+from huggingface_hub import HfApi, snapshot_download
 from safetensors.torch import load_file
+from tokenizers import Tokenizer
 from transformers import AutoConfig, AutoModel, Pipeline, PretrainedConfig, PreTrainedModel
 from transformers.modeling_outputs import BaseModelOutput
 from transformers.utils import cached_file
 
-try:
-    import faiss
-except ImportError:
-    faiss = None
+from .search_xmc import LabelSearch, query_prompt, read_json, required
 
-FORMAT_VERSION = 1
+_REPLAYED = ("Transformer", "StaticEmbedding", "Pooling", "Dense", "Normalize", "Dropout", "LayerNorm")
 
 
 class XMCStaticConfig(PretrainedConfig):
@@ -58,7 +58,9 @@ AutoModel.register(XMCStaticConfig, XMCStaticModel, exist_ok=True)
 class XMCRetrievalPipeline(Pipeline):
     """Predicts labels for texts: ``[{"label": str, "score": float, "label_id": int}, ...]``, best first.
 
-    Args of a call: a text or a list of texts; ``top_k`` (5), the number of labels; ``batch_size``.
+    Args of a call: a text or a list of texts; ``batch_size``; ``top_k`` (5), the number of labels; ``memory``, whether
+    training rows vote (None: if the repo has a memory); ``return_evidence``, whether each label comes with the
+    training rows and the label text behind it, and ``num_evidence`` (3), how many rows.
     """
 
     _load_tokenizer = True
@@ -66,28 +68,22 @@ class XMCRetrievalPipeline(Pipeline):
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        self.xmc_config = self._read_json("xmc_config.json")
-        if self.xmc_config["format_version"] > FORMAT_VERSION:
-            raise ValueError(
-                f"xmc_config.json: format_version {self.xmc_config['format_version']} is newer than {FORMAT_VERSION}, "
-                "which this pipeline reads; upgrade: pip install -U hf_xmc"
-            )
-        self.labels = self._read_json("labels.json")
-        self.encoder_modules = self._read_json("modules.json")
-        self.dense = {row["path"]: self._load_dense(row["path"]) for row in self._modules_named("Dense")}
-        self.pooling = [self._read_json(f"{row['path']}/config.json") for row in self._modules_named("Pooling")]
-        self.is_static = bool(self._modules_named("StaticEmbedding"))
-        if self.is_static and self.tokenizer.pad_token is None:  # batches are padded; the mask hides the pads
-            self.tokenizer.pad_token = self.tokenizer.convert_ids_to_tokens(0)
-        sentence_config = self._read_json("sentence_bert_config.json", missing={})
-        self.max_length = sentence_config.get("max_seq_length") or self.tokenizer.model_max_length
-        self.alive = np.ones(len(self.labels), dtype=bool)
-        self.alive[self.xmc_config.get("removed_ids", [])] = False
-        self._load_index()
+        self.label_search = LabelSearch(self._path)
+        self.steps = [self._load_step(row) for row in read_json(self._path, "modules.json")]
+        self.is_static = self.steps[0][0] == "StaticEmbedding"
+        self.prompt = query_prompt(self._path)
+        if self.tokenizer.pad_token is None:  # batches are padded; the mask hides the pads
+            self.tokenizer.pad_token = self.tokenizer.eos_token or self.tokenizer.convert_ids_to_tokens(0)
+        if self.is_static:
+            self.static_tokenizer = Tokenizer.from_file(required(self._path, "tokenizer.json"))
+            self.static_tokenizer.no_padding()
+        elif (places := getattr(self.model.config, "max_position_embeddings", None) or 0) > 0:
+            self.tokenizer.model_max_length = min(self.tokenizer.model_max_length, places)
+        self.prompt_length = self._count_prompt()
 
     # -- files --------------------------------------------------------------------------------------------------------
 
-    def _path(self, name: str, required: bool = True) -> str | None:
+    def _path(self, name: str) -> str | None:
         # The commit of the model's own config: pipeline(revision=...) does not reach this class.
         commit = getattr(self.model.config, "_commit_hash", None)
         folder, file = os.path.split(name)
@@ -96,150 +92,146 @@ class XMCRetrievalPipeline(Pipeline):
             file,
             subfolder=folder,
             revision=commit,
-            _raise_exceptions_for_missing_entries=required,
+            _raise_exceptions_for_missing_entries=False,
         )
 
-    def _read_json(self, name: str, missing: Any = None) -> Any:
-        path = self._path(name, required=missing is None)
-        if path is None:
-            return missing
-        with open(path, encoding="utf8") as file:
-            return json.load(file)
-
-    def _modules_named(self, name: str) -> list[dict[str, Any]]:
-        return [row for row in self.encoder_modules if row["type"].rsplit(".", 1)[-1] == name]
-
-    def _load_dense(self, folder: str) -> dict[str, Any]:
-        config = self._read_json(f"{folder}/config.json")
-        weights = load_file(self._path(f"{folder}/model.safetensors"))
-        activation = config["activation_function"].rsplit(".", 1)[-1]
-        return {
-            "weight": weights["linear.weight"].to(self.device),
-            "bias": weights["linear.bias"].to(self.device) if config["bias"] else None,
-            "activation": getattr(torch.nn, activation)(),
-            "input": config.get("module_input_name") or "sentence_embedding",
-            "output": config.get("module_output_name") or config.get("module_input_name") or "sentence_embedding",
-        }
-
-    def _load_index(self) -> None:
-        self.index, self.vectors = None, None
-        path = self._path("index.faiss", required=False)
-        if faiss is not None and path is not None:
-            self.index = faiss.read_index(path, faiss.IO_FLAG_MMAP)
-            rows = self.index.ntotal
-        else:
-            halves = load_file(self._path("label_embeddings.safetensors"))
-            vectors = halves["embedding"].float()
-            if "classifier" in halves:
-                weights = self._cut(halves["classifier"].float())
-                share = self.xmc_config["search"]["classifier_weight"]
-                heads = any(dense["output"] == "classifier_embedding" for dense in self.dense.values())
-                vectors = torch.cat([vectors, weights], 1) if heads else (1 - share) * vectors + share * weights
-            self.vectors = vectors.to(self.device)  # (L, D)
-            rows = len(self.vectors)
-        if rows != len(self.labels):
-            raise ValueError(f"labels.json has {len(self.labels)} labels, the index {rows} rows; save the repo again")
+    def _load_step(self, row: dict[str, Any]) -> tuple[str, dict[str, Any]]:
+        """What one line of modules.json does, with its settings and weights."""
+        kind, folder = row["type"].rsplit(".", 1)[-1], row["path"]
+        if kind not in _REPLAYED:
+            raise ValueError(f"modules.json: this pipeline cannot replay the module {row['type']}")
+        path = self._path(f"{folder}/config.json") if folder else None
+        config = read_json(self._path, f"{folder}/config.json") if path else {}
+        if kind in ("Dense", "LayerNorm"):
+            weights = load_file(required(self._path, f"{folder}/model.safetensors"))
+            dtype = self.model.dtype
+            config |= {name: weight.to(self.device, dtype) for name, weight in weights.items()}
+        if kind == "Dense":
+            config["activation"] = getattr(torch.nn, config["activation_function"].rsplit(".", 1)[-1])()
+        return kind, config
 
     # -- the pipeline -------------------------------------------------------------------------------------------------
 
-    def _sanitize_parameters(self, top_k: int | None = None, **kwargs: Any) -> tuple[dict, dict, dict]:
-        if top_k is None:
-            return {}, {}, {}
-        if not 1 <= top_k <= int(self.alive.sum()):
-            raise ValueError(f"top_k must lie between 1 and the {int(self.alive.sum())} labels, got {top_k}")
-        return {}, {"top_k": top_k}, {}
+    def _sanitize_parameters(self, **kwargs: Any) -> tuple[dict, dict, dict]:
+        names = ("top_k", "memory", "return_evidence", "num_evidence")
+        asked = {name: kwargs[name] for name in names if kwargs.get(name) is not None}
+        if hasattr(self, "label_search"):
+            self.label_search.check(**{name: asked[name] for name in names[:3] if name in asked})
+        return {}, asked, {}
 
     def preprocess(self, text: str) -> dict[str, torch.Tensor]:
         if not isinstance(text, str):
             raise ValueError(f"expected a text (str), got {type(text).__name__}")
-        options = (
-            {"add_special_tokens": False} if self.is_static else {"truncation": True, "max_length": self.max_length}
-        )
-        tokens = dict(self.tokenizer(text, **options))
+        tokens = self._tokens(self.prompt + text)
         if not tokens["input_ids"]:  # a text without tokens still needs a place, masked out, for its zero vector
             tokens = {"input_ids": [self.tokenizer.pad_token_id], "attention_mask": [0]}
         return {key: torch.tensor([value]) for key, value in tokens.items()}
 
-    def _forward(self, inputs: dict[str, torch.Tensor], top_k: int | None = None) -> dict[str, torch.Tensor]:
-        vectors = self.encode(inputs).float()  # (B, D)
-        top_k = min(5, int(self.alive.sum())) if top_k is None else top_k
-        ids, scores = self.search(vectors, top_k)
-        return {"ids": torch.from_numpy(ids), "scores": torch.from_numpy(scores)}
-
-    def postprocess(self, outputs: dict[str, torch.Tensor]) -> list[dict[str, Any]]:
-        ids, scores = outputs["ids"].reshape(-1).tolist(), outputs["scores"].reshape(-1).tolist()
-        return [
-            {"label": self.labels[i], "score": s, "label_id": i} for i, s in zip(ids, scores, strict=True) if i >= 0
-        ]
-
-    def encode(self, inputs: dict[str, torch.Tensor]) -> torch.Tensor:
-        """Tokens of B texts -> (B, D) query vectors, the dual-encoder half first."""
-        known = {k: v for k, v in inputs.items() if k in ("input_ids", "attention_mask", "token_type_ids")}
-        tokens = self.model(**known).last_hidden_state  # (B, T, H)
-        mask = inputs["attention_mask"]
+    def _tokens(self, text: str) -> dict[str, list[int]]:
         if self.is_static:
-            features = {"sentence_embedding": _pool(tokens, mask, "mean")}
-        else:
-            modes = [self.pooling[0].get("pooling_mode", "mean")] if self.pooling else ["mean"]
-            modes = modes[0] if isinstance(modes[0], list) else modes
-            features = {"sentence_embedding": torch.cat([_pool(tokens, mask, mode) for mode in modes], 1)}
-        for row in self.encoder_modules[1:]:
-            kind = row["type"].rsplit(".", 1)[-1]
-            if kind == "Dense":
-                dense = self.dense[row["path"]]
-                out = F.linear(features[dense["input"]], dense["weight"], dense["bias"])
-                features[dense["output"]] = dense["activation"](out)
+            ids = self.static_tokenizer.encode(text, add_special_tokens=False).ids
+            return {"input_ids": ids, "attention_mask": [1] * len(ids)}
+        return dict(self.tokenizer(text, truncation=True))
+
+    def _count_prompt(self) -> int:
+        """Tokens at the start that a Pooling with ``include_prompt: false`` leaves out."""
+        if not self.prompt or all(config.get("include_prompt", True) for _, config in self.steps):
+            return 0
+        ids = self._tokens(self.prompt)["input_ids"]
+        return len(ids) - (ids[-1] in self.tokenizer.all_special_ids)
+
+    def _forward(self, inputs: dict[str, torch.Tensor], **asked: Any) -> dict[str, Any]:
+        queries = self.encode(**inputs).float().cpu().numpy()  # (B, D)
+        asked = {"top_k": min(5, int(self.label_search.alive.sum()))} | asked
+        return {"answers": self.label_search.predict(queries, **asked)}
+
+    def postprocess(self, outputs: dict[str, Any]) -> list[dict[str, Any]]:
+        answers = outputs["answers"]
+        return answers[0] if answers and isinstance(answers[0], list) else answers  # a batch of one, or one of a batch
+
+    def encode(
+        self, input_ids: torch.Tensor, attention_mask: torch.Tensor, token_type_ids: torch.Tensor | None = None
+    ) -> torch.Tensor:
+        """Tokens (B, T) of texts with their mask -> (B, D) query vectors, the dual-encoder half first."""
+        more = {} if token_type_ids is None else {"token_type_ids": token_type_ids}
+        tokens = self.model(input_ids=input_ids, attention_mask=attention_mask, **more).last_hidden_state  # (B, T, H)
+        features = {"sentence_embedding": pool(tokens, attention_mask, "mean")}  # what a StaticEmbedding does
+        for kind, config in self.steps[1:]:
+            source = config.get("module_input_name") or "sentence_embedding"
+            target = config.get("module_output_name") or source
+            if kind == "Pooling":
+                modes = config.get("pooling_mode", "mean")
+                skipped = 0 if config.get("include_prompt", True) else self.prompt_length
+                parts = [
+                    pool(tokens, attention_mask, m, skipped) for m in ([modes] if isinstance(modes, str) else modes)
+                ]
+                features["sentence_embedding"] = torch.cat(parts, 1)
+            elif kind == "Dense":
+                out = config["activation"](
+                    F.linear(features[source], config["linear.weight"], config.get("linear.bias"))
+                )
+                if config.get("use_residual"):
+                    shortcut = config.get("residual.weight")
+                    out = out + (features[source] if shortcut is None else F.linear(features[source], shortcut))
+                features[target] = out
+            elif kind == "LayerNorm":
+                width = features[source].shape[-1:]
+                features[source] = F.layer_norm(features[source], width, config["norm.weight"], config["norm.bias"])
             elif kind == "Normalize":
-                features["sentence_embedding"] = F.normalize(features["sentence_embedding"], dim=-1)
-            elif kind not in ("Pooling", "Dropout"):
-                raise ValueError(f"modules.json: this pipeline cannot replay the module {row['type']}")
-        if "classifier_embedding" not in features:
-            return features["sentence_embedding"]
-        weight = self.xmc_config["search"]["classifier_weight"]
-        classifier_half = self._cut(features["classifier_embedding"])
-        return torch.cat([(1 - weight) * features["sentence_embedding"], weight * classifier_half], 1)
+                features[target] = F.normalize(features[source], dim=-1)
+        embedding, row = features["sentence_embedding"], features.get("classifier_embedding")
+        if row is None:
+            return embedding
+        form = self.label_search.config["search"]
+        if form["normalize_classifier"]:
+            row = F.normalize(row, dim=-1)
+        return torch.cat([(1 - form["classifier_weight"]) * embedding, form["classifier_weight"] * row], 1)
 
-    def _cut(self, vectors: torch.Tensor) -> torch.Tensor:
-        return F.normalize(vectors, dim=-1) if self.xmc_config["search"]["normalize_classifier"] else vectors
+    # -- saving and publishing ----------------------------------------------------------------------------------------
 
-    def search(self, queries: torch.Tensor, top_k: int) -> tuple[np.ndarray, np.ndarray]:
-        """(B, D) queries -> ids and scores (B, top_k), scores descending, equal scores by ascending id."""
-        count = min(top_k + 1, int(self.alive.sum()))  # one more shows whether the cut falls among equal scores
-        if self.index is not None:
-            selector = None if self.alive.all() else faiss.IDSelectorBatch(np.flatnonzero(self.alive))
-            params = None if selector is None else faiss.SearchParameters(sel=selector)
-            scores, ids = self.index.search(queries.cpu().numpy(), count, params=params)
-        else:
-            dead = torch.from_numpy(~self.alive).to(queries.device)
-            scores, ids = torch.topk((queries @ self.vectors.T).masked_fill_(dead, -torch.inf), count, dim=1)
-            scores, ids = scores.cpu().numpy(), ids.cpu().numpy()
-        if count > top_k:
-            for row in np.flatnonzero(scores[:, top_k - 1] == scores[:, top_k]):
-                every = self._scores_of_all(queries[row])
-                ids[row] = np.argsort(-every, kind="stable")[:count]
-                scores[row] = every[ids[row]]
-        order = np.lexsort((ids, -scores))[:, :top_k]
-        return np.take_along_axis(ids, order, 1), np.take_along_axis(scores, order, 1)
+    def save_pretrained(self, save_directory: str | os.PathLike[str], **kwargs: Any) -> None:
+        """Copy the whole repo that this pipeline was loaded from: labels, index, memory, card and code as they are."""
+        source = self.model.name_or_path
+        if not os.path.isdir(source):
+            source = snapshot_download(source, revision=getattr(self.model.config, "_commit_hash", None))
+        target = Path(save_directory)
+        for file in Path(source).rglob("*"):
+            name = file.relative_to(source)
+            if (
+                file.is_file()
+                and not {".git", ".cache"} & set(name.parts)
+                and file.resolve() != (target / name).resolve()
+            ):
+                (target / name).parent.mkdir(parents=True, exist_ok=True)
+                shutil.copyfile(file, target / name)
 
-    def _scores_of_all(self, query: torch.Tensor) -> np.ndarray:
-        if self.vectors is None:
-            self.vectors = torch.from_numpy(self.index.reconstruct_n(0, self.index.ntotal)).to(query.device)
-        scores = (self.vectors @ query).cpu().numpy()
-        return np.where(self.alive, scores, -np.inf)
+    def push_to_hub(
+        self, repo_id: str, *, private: bool | None = None, token: str | None = None, **kwargs: Any
+    ) -> str:
+        """Publish the whole repo under a name; returns the address of the commit. ``kwargs`` of ``upload_folder``."""
+        api = HfApi(token=token)
+        repo_id = api.create_repo(repo_id, private=private, exist_ok=True).repo_id
+        with tempfile.TemporaryDirectory() as folder:
+            self.save_pretrained(folder)
+            kwargs = {"commit_message": "Push retriever"} | kwargs
+            return api.upload_folder(repo_id=repo_id, folder_path=folder, **kwargs).commit_url
 
 
-def _pool(tokens: torch.Tensor, mask: torch.Tensor, mode: str) -> torch.Tensor:
-    """(B, T, H) token vectors and (B, T) mask -> (B, H)."""
-    weights = mask.unsqueeze(-1).to(tokens.dtype)
+def pool(tokens: torch.Tensor, mask: torch.Tensor, mode: str, skipped: int = 0) -> torch.Tensor:
+    """(B, T, H) token vectors and (B, T) mask -> (B, H), the first ``skipped`` tokens of each text left out."""
+    positions = mask.cumsum(1)  # (B, T), from 1 at the first token of a text
+    if skipped:
+        mask = mask * (positions > skipped)
     if mode == "cls":
-        return tokens[torch.arange(len(tokens)), mask.argmax(1)]
+        return tokens[torch.arange(len(tokens), device=tokens.device), mask.int().argmax(1)]
     if mode == "max":
-        return tokens.masked_fill(weights == 0, -1e9).amax(1)
+        return tokens.masked_fill(mask.unsqueeze(-1) == 0, -torch.inf).amax(1)
     if mode == "lasttoken":
-        last = mask.size(1) - 1 - mask.flip(1).argmax(1)
-        return tokens[torch.arange(len(tokens)), last]
-    if mode == "mean":
-        return (tokens * weights).sum(1) / weights.sum(1).clamp(min=1e-9)
-    if mode == "mean_sqrt_len_tokens":
-        return (tokens * weights).sum(1) / weights.sum(1).clamp(min=1e-9).sqrt()
-    raise ValueError(f"this pipeline cannot replay pooling mode {mode!r}")
+        last = mask.size(1) - 1 - mask.flip(1).int().argmax(1)
+        return tokens[torch.arange(len(tokens), device=tokens.device), last]
+    if mode not in ("mean", "mean_sqrt_len_tokens", "weightedmean"):
+        raise ValueError(f"this pipeline cannot replay pooling mode {mode!r}")
+    weights = (mask * positions if mode == "weightedmean" else mask).unsqueeze(-1).to(tokens.dtype)
+    total = weights.sum(1, dtype=torch.float32).clamp(min=1e-9)
+    summed = (tokens * weights).sum(1, dtype=torch.float32)
+    return (summed / (total.sqrt() if mode == "mean_sqrt_len_tokens" else total)).to(tokens.dtype)
