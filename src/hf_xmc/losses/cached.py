@@ -16,6 +16,7 @@ from sentence_transformers.base.losses.gradcache import (
 from torch import Tensor, nn
 
 from hf_xmc.losses.decoupled_softmax import DecoupledSoftmaxLoss
+from hf_xmc.losses.embedding import embed
 from hf_xmc.losses.pool import PoolLoss, PoolTargets
 from hf_xmc.losses.soft_top_k import SoftTopKLoss
 
@@ -63,7 +64,7 @@ class CachedPoolLoss(CachedLossMixin, PoolLoss):
         part |= {key: sentence_feature[key][begin:end] for key in _ROW_KEYS if key in sentence_feature}
         with random_state or nullcontext(), nullcontext() if with_grad else torch.no_grad():
             state = RandContext(*(v for v in part.values() if isinstance(v, Tensor))) if copy_random_state else None
-            return self.model(part)["sentence_embedding"], state
+            return embed(self.model, part)["sentence_embedding"], state
 
     def calculate_loss(
         self, reps: list[list[Tensor]], labels: PoolTargets | None = None, *, with_backward: bool = False
