@@ -5,7 +5,8 @@
 ``labels: all`` encodes every label in every step, sharded over the processes (dist-de-all); ``labels: pool`` takes the
 batch's positives with ``hard_negatives`` mined and ``random_negatives`` random ones a step (dist-de-hnm). With
 ``hold_out`` above 0 the epoch is chosen on a held-out part of train by title key, and only the rest is trained on; the
-test split is looked at once.
+test split is looked at once. With ``memory`` training rows vote beside the labels in further lines (RAE-XMC), as
+fitted on the held-out part, or leave-one-out where there is none.
 """
 
 from __future__ import annotations
@@ -18,7 +19,8 @@ from accelerate import PartialState
 
 import hf_xmc
 from hf_xmc.losses import blockwise
-from hf_xmc.recipe_config import read_recipe_config
+from hf_xmc.recipe_config import last_checkpoint, load_data, read_recipe_config
+from hf_xmc.recipe_memory import choose_memory, choose_memory_leave_one_out, memory_rows
 from hf_xmc.run_record import RunRecord, metrics_table
 from hf_xmc.static import static_embedding
 
@@ -43,7 +45,8 @@ class DEXML:
     """The recipe's own fields; everything else is a field of XMCTrainingArguments."""
 
     data_dir: str = str(HERE / "data" / "lf-gutenberg-science-tiny")
-    fields: list[str] = field(default_factory=lambda: ["title"])
+    fields: list[str] = field(default_factory=list)
+    label_fields: list[str] = field(default_factory=list)
     encoder: str = "static"
     max_seq_length: int = 64
     min_pair_count: int = 1_000_000_000
@@ -53,19 +56,21 @@ class DEXML:
     scale: float = 20.0
     mini_batch_size: int = 256
     hold_out: float = 0.1
+    memory: bool = True
+    memory_psp_weight: float = 0.5
 
 
 # 1. Settings: the YAML, then the command line.
-config, args = read_recipe_config(DEXML, __doc__)
+config, args = read_recipe_config(DEXML, __doc__, default=HERE / "configs" / "default" / "dexml.yaml")
 record = RunRecord(asdict(config) | args.to_dict())
 state = PartialState()
 
 # 2. Data: the raw folder, and a validation split that no title of the rest stands in.
-data = hf_xmc.load_lf(config.data_dir, fields=tuple(config.fields), label_fields=tuple(config.fields))
+data, assumed = load_data(config.data_dir, config.fields, config.label_fields)
+record.notes += assumed
+record.describe(data, config.data_dir)
 development = data.hold_out(config.hold_out, seed=args.seed, seen_labels_only=True) if config.hold_out else data
 state.print(data)
-if data.propensity.assumed:
-    record.notes.append(f"propensity A, B = {data.propensity.a}, {data.propensity.b} assumed: unknown data set")
 
 # 3. The encoder.
 labels = data.labels["text"][:]
@@ -90,7 +95,7 @@ else:
 evaluator = hf_xmc.XMCEvaluator(development, name="held_out") if config.hold_out else None
 trainer = hf_xmc.XMCTrainer(model=encoder, args=args, train_dataset=development, loss=loss, evaluator=evaluator)
 with record.timed("training"):
-    trainer.train()
+    trainer.train(resume_from_checkpoint=last_checkpoint(args))
 
 # 6. One look at the test split, and one file with everything that was measured.
 if state.is_main_process:
@@ -99,7 +104,16 @@ if state.is_main_process:
         record.metrics["held out"] = evaluator.metrics(evaluator.predict(encoder)[0])
     test = hf_xmc.XMCEvaluator(data, name="test")
     retriever = hf_xmc.Retriever.build(encoder, labels, show_progress_bar=True)
-    record.metrics["test"] = metrics = test.metrics(test.predict(encoder)[0])
+    record.test("DEXML", test, test.predict(encoder)[0])
+    if config.memory:
+        choose = choose_memory if config.hold_out else choose_memory_leave_one_out
+        with record.timed("fitting"):
+            choice = choose(encoder, development, config.memory_psp_weight)
+        print(choice)
+        record.notes.append(str(choice))
+        memory_rows(retriever, test, choice, record)
     retriever.save_pretrained(output)
-    record.write(output / "metrics.json", metrics)
+    record.citations = list(encoder.model_card_data.citations.values())
+    record.write(output / "metrics.json", record.metrics.get("with memory", record.metrics["DEXML"]))
     print(f"\n{data.name}, percent\n{metrics_table(record.metrics, COLUMNS)}\n\nsaved to {output}")
+    print("\n".join(["assumed or chosen:"] * bool(record.notes) + record.notes))

@@ -17,7 +17,7 @@ from pathlib import Path
 from accelerate import PartialState
 
 import hf_xmc
-from hf_xmc.recipe_config import read_recipe_config
+from hf_xmc.recipe_config import last_checkpoint, load_data, read_recipe_config, stage_args
 from hf_xmc.recipe_memory import choose_memory, choose_memory_leave_one_out, memory_rows
 from hf_xmc.run_record import RunRecord, metrics_table
 from hf_xmc.static import static_embedding
@@ -31,7 +31,8 @@ class RAEXMC:
     """The recipe's own fields; everything else is a field of XMCTrainingArguments."""
 
     data_dir: str = str(HERE / "data" / "lf-gutenberg-science-tiny")
-    fields: list[str] = field(default_factory=lambda: ["title"])
+    fields: list[str] = field(default_factory=list)
+    label_fields: list[str] = field(default_factory=list)
     encoder: str = "static"
     max_seq_length: int = 64
     min_pair_count: int = 5
@@ -42,20 +43,20 @@ class RAEXMC:
 
 
 # 1. Settings: the YAML, then the command line.
-config, args = read_recipe_config(RAEXMC, __doc__)
+config, args = read_recipe_config(RAEXMC, __doc__, default=HERE / "configs" / "default" / "raexmc.yaml")
 record = RunRecord(asdict(config) | args.to_dict())
 state = PartialState()
 
 # 2. Data: the raw folder, and a validation split that no title of the rest stands in.
-data = hf_xmc.load_lf(config.data_dir, fields=tuple(config.fields), label_fields=tuple(config.fields))
+data, assumed = load_data(config.data_dir, config.fields, config.label_fields)
+record.notes += assumed
+record.describe(data, config.data_dir)
 development = data.hold_out(config.hold_out, seed=args.seed, seen_labels_only=True) if config.hold_out else data
 state.print(data)
-if data.propensity.assumed:
-    record.notes.append(f"propensity A, B = {data.propensity.a}, {data.propensity.b} assumed: unknown data set")
 
 
 # 3. One run of training on a part of the data.
-def train(part: hf_xmc.XMCDataset) -> hf_xmc.XMCEncoder:
+def train(part: hf_xmc.XMCDataset, stage: str) -> hf_xmc.XMCEncoder:
     if config.encoder == "static":
         texts = part.train["text"][:] + part.labels["text"][:]
         encoder = hf_xmc.XMCEncoder(modules=[static_embedding(texts, min_pair_count=config.min_pair_count)])
@@ -63,12 +64,14 @@ def train(part: hf_xmc.XMCDataset) -> hf_xmc.XMCEncoder:
         encoder = hf_xmc.XMCEncoder(hf_xmc.minilm_path() if config.encoder == "minilm" else config.encoder)
         encoder.max_seq_length = config.max_seq_length
     loss = hf_xmc.losses.RetrievalAugmentedLoss(encoder, scale=config.scale)
-    hf_xmc.XMCTrainer(model=encoder, args=args, train_dataset=part, loss=loss).train()
+    trainer = hf_xmc.XMCTrainer(model=encoder, args=stage_args(args, stage), train_dataset=part, loss=loss)
+    trainer.train(resume_from_checkpoint=last_checkpoint(trainer.args))
+    record.citations = list(encoder.model_card_data.citations.values())
     return encoder
 
 
 with record.timed("training, held-out part left out" if config.hold_out else "training"):
-    encoder = train(development)
+    encoder = train(development, "held-out")
 
 # 4. How rows and labels vote is chosen on the held-out part, or leave-one-out.
 if state.is_main_process:
@@ -80,16 +83,16 @@ if state.is_main_process:
 state.wait_for_everyone()
 if config.hold_out and config.refit:
     with record.timed("training"):
-        encoder = train(data)
+        encoder = train(data, "all-rows")
 
 # 5. One look at the test split, and one file with everything that was measured.
 if state.is_main_process:
     output = Path(args.output_dir)
     test = hf_xmc.XMCEvaluator(data, name="test")
     retriever = hf_xmc.Retriever.build(encoder, data.labels["text"], show_progress_bar=True)
-    table = {"without memory": test.metrics(test.predict(encoder)[0])}
+    table = {"without memory": record.test("without memory", test, test.predict(encoder)[0])}
     table |= memory_rows(retriever, test, choice, record)
-    record.metrics = {f"test, {name}": metrics for name, metrics in table.items()}
     retriever.save_pretrained(output)
     record.write(output / "metrics.json", table.get("with memory", table["without memory"]))
     print(f"\n{data.name}, test split, percent\n{metrics_table(table, COLUMNS)}\n\nsaved to {output}")
+    print("\n".join(["assumed or chosen:"] * bool(record.notes) + record.notes))

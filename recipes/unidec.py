@@ -19,7 +19,7 @@ from sentence_transformers.sentence_transformer.modules import StaticEmbedding
 import hf_xmc
 from hf_xmc.data.gandalf import label_row_statistics, label_rows, with_label_rows
 from hf_xmc.evaluation import fit_search_form
-from hf_xmc.recipe_config import read_recipe_config
+from hf_xmc.recipe_config import last_checkpoint, load_data, read_recipe_config, stage_args
 from hf_xmc.recipe_memory import choose_memory, memory_rows
 from hf_xmc.run_record import RunRecord, metrics_table
 from hf_xmc.static import static_embedding
@@ -33,7 +33,8 @@ class UniDEC:
     """The recipe's own fields; everything else is a field of XMCTrainingArguments."""
 
     data_dir: str = str(HERE / "data" / "lf-gutenberg-science-tiny")
-    fields: list[str] = field(default_factory=lambda: ["title"])
+    fields: list[str] = field(default_factory=list)
+    label_fields: list[str] = field(default_factory=list)
     encoder: str = "static"
     max_seq_length: int = 64
     min_pair_count: int = 5
@@ -55,20 +56,20 @@ class UniDEC:
 
 
 # 1. Settings: the YAML, then the command line.
-config, args = read_recipe_config(UniDEC, __doc__)
+config, args = read_recipe_config(UniDEC, __doc__, default=HERE / "configs" / "default" / "unidec.yaml")
 record = RunRecord(asdict(config) | args.to_dict())
 state = PartialState()
 
 # 2. Data: the raw folder, and a validation split that no title of the rest stands in.
-data = hf_xmc.load_lf(config.data_dir, fields=tuple(config.fields), label_fields=tuple(config.fields))
+data, assumed = load_data(config.data_dir, config.fields, config.label_fields)
+record.notes += assumed
+record.describe(data, config.data_dir)
 development = data.hold_out(config.hold_out, seed=args.seed, seen_labels_only=True)
 state.print(data)
-if data.propensity.assumed:
-    record.notes.append(f"propensity A, B = {data.propensity.a}, {data.propensity.b} assumed: unknown data set")
 
 
 # 3. One run of training on a part of the data.
-def train(part: hf_xmc.XMCDataset) -> hf_xmc.XMCEncoder:
+def train(part: hf_xmc.XMCDataset, stage: str) -> hf_xmc.XMCEncoder:
     if config.encoder == "static":
         texts = part.train["text"][:] + part.labels["text"][:]
         embedding: StaticEmbedding = static_embedding(texts, min_pair_count=config.min_pair_count)
@@ -95,12 +96,14 @@ def train(part: hf_xmc.XMCDataset) -> hf_xmc.XMCEncoder:
         targets = label_rows(part.to_csr("train"), config.delta)
         state.print(label_row_statistics(part.to_csr("train"), targets))
         part = with_label_rows(part, targets)
-    hf_xmc.XMCTrainer(model=encoder, args=args, train_dataset=part, loss=loss).train()
+    trainer = hf_xmc.XMCTrainer(model=encoder, args=stage_args(args, stage), train_dataset=part, loss=loss)
+    trainer.train(resume_from_checkpoint=last_checkpoint(trainer.args))
+    record.citations = list(encoder.model_card_data.citations.values())
     return encoder
 
 
 with record.timed("training, held-out part left out"):
-    encoder = train(development)
+    encoder = train(development, "held-out")
 
 # 4. How the halves are weighed is chosen on the held-out part.
 form = encoder.search_form
@@ -126,7 +129,7 @@ if config.memory and state.is_main_process:
 state.wait_for_everyone()
 if config.refit:
     with record.timed("training"):
-        encoder = train(data)
+        encoder = train(data, "all-rows")
 encoder.search_form = form
 
 # 5. One look at the test split, and one file with everything that was measured.
@@ -134,12 +137,12 @@ if state.is_main_process:
     output = Path(args.output_dir)
     test = hf_xmc.XMCEvaluator(data, name="test")
     retriever = hf_xmc.Retriever.build(encoder, data.labels["text"], show_progress_bar=True)
-    table = {"UniDEC" if config.classifier else "DePSL": test.metrics(test.predict(encoder)[0])}
-    metrics = next(iter(table.values()))
+    name = "UniDEC" if config.classifier else "DePSL"
+    table = {name: record.test(name, test, test.predict(encoder)[0])}
     if choice is not None:
         table |= memory_rows(retriever, test, choice, record)
-        metrics = table.get("with memory", metrics)
-    record.metrics |= {f"test, {name}": values for name, values in table.items()}
+    metrics = table.get("with memory", table[name])
     retriever.save_pretrained(output)
     record.write(output / "metrics.json", metrics)
     print(f"\n{data.name}, test split, percent\n{metrics_table(table, COLUMNS)}\n\nsaved to {output}")
+    print("\n".join(["assumed or chosen:"] * bool(record.notes) + record.notes))

@@ -107,8 +107,8 @@ def memory_rows(
         retriever: With the finished encoder.
         test: Its ``data.train`` are the rows to remember.
         choice: From :func:`choose_memory`.
-        record: Gets the paired gains over the plain label search, with 95 % intervals, and the costs: bytes beside
-            the label index and CPU milliseconds a query of a search among 2,000, without encoding.
+        record: Gets both lines, the paired gains over the plain label search, with 95 % intervals, and the costs:
+            bytes beside the label index and CPU milliseconds a query of a search among 2,000, without encoding.
 
     Returns:
         "with memory" and "folded" -> metrics in [0, 1].
@@ -133,14 +133,14 @@ def memory_rows(
         record.costs["folded"] = {"bytes": 0, "ms_per_query": _milliseconds(index.search, queries)}
     for name, ids in rankings.items():
         gains = test.intervals(ids, plain)
-        record.gains[f"test, {name}"] = {key: [gain.value, gain.low, gain.high] for key, gain in gains.items()}
+        record.gains[name] = {key: [gain.value, gain.low, gain.high] for key, gain in gains.items()}
         shown = (
             f"{key} {100 * gains[key].value:+.2f} [{100 * gains[key].low:+.2f}, {100 * gains[key].high:+.2f}]"
             for key in _SHOWN
         )
         cost = record.costs[name]
         print(f"{name}: {', '.join(shown)}; {cost['bytes'] / 2**20:.1f} MB, {cost['ms_per_query']:.2f} ms a query")
-    return {name: test.metrics(ids) for name, ids in rankings.items()}
+    return {name: record.test(name, test, ids) for name, ids in rankings.items()}
 
 
 def _milliseconds(search: Callable[[np.ndarray, int], object], queries: np.ndarray) -> float:
