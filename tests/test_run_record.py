@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import TINY
+from conftest import TINY, make_words_data
 
 import hf_xmc
 from hf_xmc import run_record
@@ -13,7 +13,10 @@ from hf_xmc.baselines import tfidf_zero_shot
 from hf_xmc.run_record import RunRecord, metrics_table
 
 
-def test_a_run_record_holds_what_a_row_and_a_card_need(tmp_path: Path, tiny: hf_xmc.XMCDataset) -> None:
+def test_a_run_record_holds_what_a_row_and_a_card_need(
+    tmp_path: Path, tiny: hf_xmc.XMCDataset, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("sys.argv", ["recipes/dexml.py", "--config", "some.yaml"])
     record = RunRecord({"scale": 20, "seed": 3})
     record.describe(tiny, TINY)
     with record.timed("training"):
@@ -39,12 +42,14 @@ def test_a_run_record_holds_what_a_row_and_a_card_need(tmp_path: Path, tiny: hf_
     assert written["notes"] == []
 
 
-def test_assumed_constants_are_noted() -> None:
-    from conftest import make_words_data
-
+def test_assumed_settings_and_constants_are_noted(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sys.argv", ["recipes/dexml.py", "--data_dir", "nowhere"])
     record = RunRecord({})
     record.describe(make_words_data(), "nowhere")
-    assert record.notes == ["propensity A, B = 0.55, 1.5: words is no benchmark whose constants are known"]
+    assert record.notes == [
+        "settings: no --config given, so those that the recipe starts from",
+        "propensity A, B = 0.55, 1.5: words is no benchmark whose constants are known",
+    ]
     assert "licence" not in record.data
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import copy
 import os
 from collections.abc import Sequence
 from dataclasses import fields
@@ -85,6 +86,13 @@ def load_data(folder: str | Path, fields: Sequence[str], label_fields: Sequence[
             f"label_fields: a label text is {' + '.join(label_taken)}; another choice is label_fields=[...]"
         )
     return load_lf(folder, fields=taken, label_fields=label_taken), assumed
+
+
+def stage_args(args: XMCTrainingArguments, stage: str) -> XMCTrainingArguments:
+    """The arguments of one of a recipe's trainings: its checkpoints lie in ``<output_dir>/checkpoints/<stage>``."""
+    own = copy.copy(args)
+    own.output_dir = str(Path(args.output_dir) / "checkpoints" / stage)
+    return own
 
 
 def last_checkpoint(args: XMCTrainingArguments) -> str | None:

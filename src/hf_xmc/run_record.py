@@ -79,7 +79,10 @@ class RunRecord:
         return metrics
 
     def describe(self, data: XMCDataset, folder: str | Path) -> None:
-        """Keep the data set's counts and constants, and source and licence where the folder's README names them."""
+        """Keep the data set's counts and constants, and source and licence where the folder's README names them.
+
+        What a command line without ``--config`` and a data set without known constants leave open is noted.
+        """
         self.data = {
             "name": data.name,
             "num_train": len(data.train),
@@ -88,6 +91,8 @@ class RunRecord:
             "propensity": [data.propensity.a, data.propensity.b],
             "example": data.test["text"][0],
         } | source_of(folder)
+        if not any(word.startswith("--config") for word in sys.argv):
+            self.notes.append("settings: no --config given, so those that the recipe starts from")
         if data.propensity.assumed:
             self.notes.append(
                 f"propensity A, B = {data.propensity.a}, {data.propensity.b}: {data.name} is no benchmark whose "
