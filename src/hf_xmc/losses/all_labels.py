@@ -12,6 +12,7 @@ from sentence_transformers.base.losses.gradcache import CachedLossMixin, has_sta
 from torch import Tensor, nn
 
 from hf_xmc.losses import blockwise
+from hf_xmc.losses.decoupled_softmax import DecoupledSoftmaxLoss
 from hf_xmc.losses.pool import PAD, is_distributed, pad_gather, to_csr
 
 
@@ -112,3 +113,5 @@ class AllLabelsLoss(CachedLossMixin, nn.Module):
     def get_config_dict(self) -> dict[str, Any]:
         name = getattr(self.loss, "__name__", None) or getattr(self.loss, "func", self.loss).__name__
         return {"loss": name, "scale": self.scale, "num_labels": self.num_labels}
+
+    citation = DecoupledSoftmaxLoss.citation

@@ -7,6 +7,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from hf_xmc.losses.decoupled_softmax import DecoupledSoftmaxLoss
 from hf_xmc.losses.functional import soft_top_k
 from hf_xmc.losses.pool import PoolLoss
 
@@ -39,3 +40,5 @@ class SoftTopKLoss(PoolLoss):
 
     def get_config_dict(self) -> dict[str, Any]:
         return super().get_config_dict() | {"k": self.k, "alpha": self.alpha}
+
+    citation = DecoupledSoftmaxLoss.citation
