@@ -18,6 +18,7 @@ from pathlib import Path
 from accelerate import PartialState
 
 import hf_xmc
+from hf_xmc.hub.model_card import write_model_card
 from hf_xmc.losses import blockwise
 from hf_xmc.recipe_config import last_checkpoint, load_data, read_recipe_config
 from hf_xmc.recipe_memory import choose_memory, choose_memory_leave_one_out, memory_rows
@@ -115,5 +116,6 @@ if state.is_main_process:
     retriever.save_pretrained(output)
     record.citations = list(encoder.model_card_data.citations.values())
     record.write(output / "metrics.json", record.metrics.get("with memory", record.metrics["DEXML"]))
+    write_model_card(output, "DEXML")
     print(f"\n{data.name}, percent\n{metrics_table(record.metrics, COLUMNS)}\n\nsaved to {output}")
     print("\n".join(["assumed or chosen:"] * bool(record.notes) + record.notes))

@@ -15,7 +15,8 @@ from accelerate import PartialState
 
 import hf_xmc
 from hf_xmc.baselines import tfidf_knn, tfidf_zero_shot
-from hf_xmc.recipe_config import read_recipe_config
+from hf_xmc.hub.model_card import write_model_card
+from hf_xmc.recipe_config import load_data, read_recipe_config
 from hf_xmc.run_record import RunRecord, metrics_table
 
 HERE = Path(__file__).parent
@@ -27,7 +28,8 @@ class Quickstart:
     """The recipe's own fields; everything else is a field of XMCTrainingArguments."""
 
     data_dir: str = str(HERE / "data" / "lf-gutenberg-science-tiny")
-    fields: list[str] = field(default_factory=lambda: ["title"])
+    fields: list[str] = field(default_factory=list)
+    label_fields: list[str] = field(default_factory=list)
     encoder: str = "minilm"
     max_seq_length: int = 64
     scale: float = 20.0
@@ -35,12 +37,15 @@ class Quickstart:
 
 
 # 1. Settings: the YAML beside this file, then the command line.
-config, args = read_recipe_config(Quickstart, __doc__)
+default = HERE / "configs" / "lf-gutenberg-science-tiny" / "quickstart.yaml"
+config, args = read_recipe_config(Quickstart, __doc__, default=default)
 record = RunRecord(asdict(config) | args.to_dict())
 state = PartialState()
 
 # 2. Data: the raw folder, and a validation split of its own that no title of train stands in.
-data = hf_xmc.load_lf(config.data_dir, fields=tuple(config.fields), label_fields=tuple(config.fields))
+data, assumed = load_data(config.data_dir, config.fields, config.label_fields)
+record.notes += assumed
+record.describe(data, config.data_dir)
 development = data.hold_out(config.hold_out, seed=args.seed, seen_labels_only=True)
 state.print(data)
 
@@ -51,9 +56,9 @@ test = hf_xmc.XMCEvaluator(data, name="test", show_progress_bar=state.is_main_pr
 table = {}
 if state.is_main_process:
     with record.timed("baselines"):
-        table["TF-IDF zero-shot"] = test.metrics(tfidf_zero_shot(data))
-        table["TF-IDF kNN"] = test.metrics(tfidf_knn(data))
-        table["encoder, zero-shot"] = test.metrics(test.predict(encoder)[0])
+        table["TF-IDF zero-shot"] = record.test("TF-IDF zero-shot", test, tfidf_zero_shot(data))
+        table["TF-IDF kNN"] = record.test("TF-IDF kNN", test, tfidf_knn(data))
+        table["encoder, zero-shot"] = record.test("encoder, zero-shot", test, test.predict(encoder)[0])
 
 # 4. Training; the best epoch on the held-out part is the one that is kept.
 trainer = hf_xmc.XMCTrainer(
@@ -69,11 +74,12 @@ with record.timed("training"):
 # 5. One look at the test split, and one file with everything that was measured.
 if state.is_main_process:
     retriever = hf_xmc.Retriever.build(encoder, data.labels["text"], show_progress_bar=True)
-    table["encoder, trained"] = test.metrics(test.predict(encoder)[0])
+    table["encoder, trained"] = record.test("encoder, trained", test, test.predict(encoder)[0])
     output = Path(args.output_dir)
     retriever.save_pretrained(output)
-    record.metrics = table
+    record.citations = list(encoder.model_card_data.citations.values())
     record.write(output / "metrics.json", table["encoder, trained"])
+    write_model_card(output, "Decoupled softmax")
     print(f"\n{data.name}, test split, percent\n{metrics_table(table, COLUMNS)}\n")
     spent = record.seconds["training"]
     print(f"training {spent['wall']:.0f} s, {spent['cpu']:.0f} CPU s; saved to {output}\n")

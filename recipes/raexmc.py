@@ -17,6 +17,7 @@ from pathlib import Path
 from accelerate import PartialState
 
 import hf_xmc
+from hf_xmc.hub.model_card import write_model_card
 from hf_xmc.recipe_config import last_checkpoint, load_data, read_recipe_config, stage_args
 from hf_xmc.recipe_memory import choose_memory, choose_memory_leave_one_out, memory_rows
 from hf_xmc.run_record import RunRecord, metrics_table
@@ -94,5 +95,6 @@ if state.is_main_process:
     table |= memory_rows(retriever, test, choice, record)
     retriever.save_pretrained(output)
     record.write(output / "metrics.json", table.get("with memory", table["without memory"]))
+    write_model_card(output, "RAE-XMC")
     print(f"\n{data.name}, test split, percent\n{metrics_table(table, COLUMNS)}\n\nsaved to {output}")
     print("\n".join(["assumed or chosen:"] * bool(record.notes) + record.notes))

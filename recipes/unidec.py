@@ -19,6 +19,7 @@ from sentence_transformers.sentence_transformer.modules import StaticEmbedding
 import hf_xmc
 from hf_xmc.data.gandalf import label_row_statistics, label_rows, with_label_rows
 from hf_xmc.evaluation import fit_search_form
+from hf_xmc.hub.model_card import write_model_card
 from hf_xmc.recipe_config import last_checkpoint, load_data, read_recipe_config, stage_args
 from hf_xmc.recipe_memory import choose_memory, memory_rows
 from hf_xmc.run_record import RunRecord, metrics_table
@@ -144,5 +145,6 @@ if state.is_main_process:
     metrics = table.get("with memory", table[name])
     retriever.save_pretrained(output)
     record.write(output / "metrics.json", metrics)
+    write_model_card(output, name)
     print(f"\n{data.name}, test split, percent\n{metrics_table(table, COLUMNS)}\n\nsaved to {output}")
     print("\n".join(["assumed or chosen:"] * bool(record.notes) + record.notes))

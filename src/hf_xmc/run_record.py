@@ -56,6 +56,7 @@ class RunRecord:
         self.citations: list[str] = []
         self.notes: list[str] = []
         self._begun = time.perf_counter()
+        self._hardware = hardware()  # now: libraries that share torch's threads may change their number later
 
     def test(self, line: str, evaluator: XMCEvaluator, ids: np.ndarray) -> dict[str, float]:
         """Judge a ranking of the test split and keep it as a line of the results.
@@ -131,7 +132,7 @@ class RunRecord:
             "seconds": self.seconds | {"total": total},
             "peak_memory_gib": peak_memory_gib(),
             "world_size": int(os.environ.get("WORLD_SIZE", "1")),
-            "hardware": hardware(),
+            "hardware": self._hardware,
             "versions": {"python": platform.python_version()} | {name: version(name) for name in PACKAGES},
             "data": self.data,
             "citations": self.citations,
