@@ -9,7 +9,7 @@ import torch
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from hf_xmc.data import XMCDataset, gandalf
+from hf_xmc.data import XMCDataset, cooccurrence
 from hf_xmc.data.collator import XMCDataCollator
 from hf_xmc.data.gandalf import (
     label_row_statistics,
@@ -85,9 +85,9 @@ def test_blocks_equal_the_loop_and_the_dense_product(rows, delta, prior, block):
         return
     truth = truth_of(rows, 7)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(gandalf, "BLOCK_ADDITIONS", block)
-        patch.setattr(gandalf, "PART_ENTRIES", block)
-        patch.setattr(gandalf, "RUNS_MOVED", min(block, 2**13))
+        patch.setattr(cooccurrence, "BLOCK_ADDITIONS", block)
+        patch.setattr(cooccurrence, "PART_ENTRIES", block)
+        patch.setattr(cooccurrence, "ENTRIES_MOVED", block)
         targets = label_rows(truth, delta, prior=prior)
         symmetric = symmetric_label_rows(truth, delta)
     np.testing.assert_array_equal(targets.toarray(), np.float32(slow_label_rows(rows, 7, delta, prior)))
@@ -109,7 +109,8 @@ def test_blocks_do_not_change_larger_graphs_and_counts_outgrow_a_byte(monkeypatc
     shares = counts / np.maximum(np.diag(counts)[:, None], 1)
     np.fill_diagonal(shares, 1)
     np.testing.assert_array_equal(whole.toarray(), np.float32(np.where(shares > 0.1, shares, 0)))
-    monkeypatch.setattr(gandalf, "BLOCK_ADDITIONS", 1000)
+    monkeypatch.setattr(cooccurrence, "BLOCK_ADDITIONS", 1000)
+    monkeypatch.setattr(cooccurrence, "ENTRIES_MOVED", 100)
     assert (label_rows(truth) != whole).nnz == 0
 
 
