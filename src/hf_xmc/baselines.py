@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import numpy as np
 from scipy.sparse import csr_matrix
 from sklearn.feature_extraction.text import TfidfVectorizer
@@ -68,8 +70,20 @@ def _rank(
 
 
 def _largest(matrix: csr_matrix, count: int) -> csr_matrix:
-    """The ``count`` largest entries of each row."""
-    ids = top_k(matrix, count)  # (B, count)
-    rows = np.repeat(np.arange(len(ids)), count)[(ids >= 0).ravel()]
-    columns = ids[ids >= 0]
-    return csr_matrix((np.asarray(matrix[rows, columns]).ravel(), (rows, columns)), shape=matrix.shape)
+    """The ``count`` largest entries of each row, of equal ones those in the first columns.
+
+    By selection, not by sorting: a row of frequent words shares one with a good part of all training rows.
+    """
+    columns, values, ends = [], [], [0]
+    for start, end in pairwise(matrix.indptr):
+        column, value = matrix.indices[start:end], matrix.data[start:end]
+        if len(value) > count:
+            bar = np.partition(value, len(value) - count)[-count]
+            above, equal = np.flatnonzero(value > bar), np.flatnonzero(value == bar)
+            equal = equal[np.argsort(column[equal])][: count - len(above)]
+            kept = np.concatenate([above, equal])
+            column, value = column[kept], value[kept]
+        columns.append(column)
+        values.append(value)
+        ends.append(ends[-1] + len(value))
+    return csr_matrix((np.concatenate(values), np.concatenate(columns), ends), shape=matrix.shape)
