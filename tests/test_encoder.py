@@ -91,6 +91,31 @@ def test_equal_texts_have_equal_vectors_and_keep_their_places(encoder: XMCEncode
     np.testing.assert_allclose(vectors[3], encoder.encode("sea"), atol=1e-6)
 
 
+@pytest.mark.parametrize("heads", [None, (None, None), (8, 12)])
+def test_a_static_encoder_gives_the_vectors_of_encode_without_calling_it(
+    monkeypatch: pytest.MonkeyPatch, heads: tuple[int | None, int | None] | None
+) -> None:
+    encoder = make_static_encoder()
+    if heads is not None:
+        encoder.add_classifier(len(WORDS), heads[0], encoder_dimension=heads[1])
+    encoder.prompts = {"query": "war ", "document": "sea "}
+    monkeypatch.setattr("hf_xmc.encoder._STATIC_TEXTS_AT_ONCE", 3)
+    texts = ["cats and dogs", "", "the history of war", "cats and dogs"]
+    encoder.train()
+    one = encoder.encode_halves(texts, prompt="war ", convert_to_tensor=True)  # an option of encode alone
+    with monkeypatch.context() as patch:
+        patch.setattr(encoder, "encode", None)
+        encoder.train()
+        other = encoder.encode_halves(texts, prompt="war ", batch_size=2)
+        np.testing.assert_array_equal(encoder.query_vectors(texts), encoder.join_queries(*other))
+        assert not np.allclose(other[0], encoder.encode_halves(texts, prompt="sea ")[0])
+    for vectors, expected in zip(other, one, strict=True):
+        assert (vectors is None) == (expected is None)
+        if expected is not None:
+            assert vectors.dtype == np.float32 and np.abs(expected).max() > 0.1
+            np.testing.assert_allclose(vectors, expected, atol=1e-6)
+
+
 def test_a_newer_format_is_refused_by_name(encoder: XMCEncoder, tmp_path: Path) -> None:
     encoder.save_pretrained(str(tmp_path))
     config = json.loads((tmp_path / "xmc_config.json").read_text())

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from sentence_transformers import SentenceTransformer
 from sentence_transformers.base.modules import Dense, Normalize
-from sentence_transformers.sentence_transformer.modules import Dropout
+from sentence_transformers.sentence_transformer.modules import Dropout, StaticEmbedding
 from sentence_transformers.util import load_file_path
 from torch import nn
 
@@ -21,6 +21,9 @@ from hf_xmc.classifier import LabelClassifier
 
 FORMAT_VERSION = 1
 CONFIG_FILE = "xmc_config.json"
+# What encode_halves reads itself where it does without encode, and the texts it then runs at once.
+_DIRECT_OPTIONS = {"prompt", "batch_size", "show_progress_bar"}
+_STATIC_TEXTS_AT_ONCE = 4096
 
 
 @dataclass(frozen=True)
@@ -184,21 +187,41 @@ class XMCEncoder(SentenceTransformer):
     def encode_halves(self, texts: Sequence[str], **encode: Any) -> tuple[np.ndarray, np.ndarray | None]:
         """``sentence_embedding`` (N, De) and, with a classifier, ``classifier_embedding`` (N, Dc), float32.
 
-        Each distinct text is encoded once.
+        Each distinct text is encoded once. A static encoder, whose work is less than the bookkeeping of ``encode``,
+        is run without it where ``encode`` holds nothing but a prompt and a batch size.
         """
-        unique, inverse = np.unique(np.asarray(texts, dtype=object).astype(str), return_inverse=True)
-        if len(unique) == len(texts):
-            unique, inverse = np.asarray(texts, dtype=object), slice(None)
+        if len(texts) and self._can_skip_encode(encode):
+            return self._static_halves(list(texts), encode.get("prompt"))
+        place: dict[str, int] = {}
+        inverse = np.array([place.setdefault(text, len(place)) for text in texts], dtype=np.int64)
+        unique = list(place)
         if self.label_classifier is None or self.shares_vector:
-            vectors = np.asarray(self.encode(list(unique), **encode), dtype=np.float32)[inverse]
+            vectors = np.asarray(self.encode(unique, **encode), dtype=np.float32)[inverse]
             return vectors, None if self.label_classifier is None else vectors
         tail = _JoinHalves()
         self.add_module("join_halves", tail)
         try:
-            both = np.asarray(self.encode(list(unique), **encode), dtype=np.float32)[inverse]
+            both = np.asarray(self.encode(unique, **encode), dtype=np.float32)[inverse]
         finally:
             del self._modules["join_halves"]
         return np.ascontiguousarray(both[:, : tail.split]), np.ascontiguousarray(both[:, tail.split :])
+
+    def _can_skip_encode(self, encode: dict[str, Any]) -> bool:
+        plain = self.truncate_dim is None and self.default_prompt_name is None
+        return plain and isinstance(self[0], StaticEmbedding) and encode.keys() <= _DIRECT_OPTIONS
+
+    @torch.inference_mode()
+    def _static_halves(self, texts: list[str], prompt: str | None) -> tuple[np.ndarray, np.ndarray | None]:
+        if self.training:
+            self.eval()
+        outs = []
+        for start in range(0, len(texts), _STATIC_TEXTS_AT_ONCE):
+            features = self[0].preprocess(texts[start : start + _STATIC_TEXTS_AT_ONCE], prompt=prompt)
+            outs.append(self({key: value.to(self.device) for key, value in features.items()}))
+        vectors = _column(outs, "sentence_embedding")
+        if self.label_classifier is None or self.shares_vector:
+            return vectors, None if self.label_classifier is None else vectors
+        return vectors, _column(outs, "classifier_embedding")
 
     # -- saving and loading -------------------------------------------------------------------------------------------
 
@@ -259,6 +282,10 @@ class _JoinHalves(nn.Module):
             1,
         )
         return features
+
+
+def _column(outs: list[dict[str, torch.Tensor]], key: str) -> np.ndarray:
+    return torch.cat([out[key] for out in outs]).float().cpu().numpy()
 
 
 def check_format_version(config: dict[str, Any], source: str | Path) -> None:
