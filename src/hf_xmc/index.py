@@ -2,19 +2,41 @@
 
 from __future__ import annotations
 
-import json
 import logging
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
+import torch
 
-from hf_xmc import index_kinds
-from hf_xmc.index_kinds import KINDS, MISSING_ID, MISSING_SCORE, Searcher, faiss
+from hf_xmc import index_faiss, index_files
+from hf_xmc.index_faiss import faiss, graph_searcher, lists_searcher
+from hf_xmc.index_kinds import (
+    MISSING_ID,
+    MISSING_SCORE,
+    Searcher,
+    TableSearcher,
+    cuda_searcher,
+    half_searcher,
+    int8_searcher,
+)
 
 logger = logging.getLogger(__name__)
 
-# Candidates up to this many are scanned, whatever the kind: as fast as a graph there, and complete.
-MAX_SCANNED = 200_000
+# What each kind searches; the first four look at every label, the last two need FAISS.
+KINDS: dict[str, Callable[[np.ndarray], Searcher]] = {
+    "exact": TableSearcher,
+    "half": half_searcher,
+    "int8": int8_searcher,
+    "cuda": cuda_searcher,
+    "hnsw": graph_searcher,
+    "ivf": lists_searcher,
+}
+# Labels that are all looked at by default; so many candidates are, whatever the kind.
+MAX_EXACT = 200_000
+# An approximate kind works as hard as this recall@100 takes.
+MIN_RECALL = 0.99
+_RECALL_TOP_K, _RECALL_QUERIES = 100, 200
 
 
 class LabelIndex:
@@ -23,16 +45,21 @@ class LabelIndex:
     Label ids are row numbers and stay what they are: removed labels leave a gap, new ones are appended. Scores are
     those of the float32 vectors whatever the kind: what a compressed or approximate one finds is scored anew.
 
+    Kinds: "exact"; "half" and "int8" look at every label too, with rows of 16 and 8 bits a number; "cuda" is exact on
+    a GPU; "hnsw" (a graph) and "ivf" (inverted lists) are approximate, with rows of 8 bits a number, and work as hard
+    as a recall@100 of .99 takes on ``recall_queries``. All but "exact" keep the float32 vectors beside what they
+    search, which may be an array mapped from a file.
+
     Args:
         vectors: (L, D) float32, row l the vector of label l.
         alive: (L,) bool, False for removed labels; None for none removed.
-        kind: One of :data:`hf_xmc.index_kinds.KINDS`, or "auto": exact on a GPU where there is one, else exact up to
-            200,000 labels and a graph above.
-        recall_queries: (N, D) float32, the queries that an approximate kind measures its recall with; None: a sample
-            of the label vectors.
+        kind: One of these, or "auto": "cuda" where there is a GPU, else "exact" up to 200,000 labels, else "hnsw", or
+            "half" where FAISS is not installed.
+        recall_queries: (N, D) float32, queries like those to come, for an approximate kind to measure its recall
+            with; None: a sample of the label vectors, which are easier to find than queries are.
 
     Raises:
-        ValueError: for vectors of another shape or not finite, or an unknown kind.
+        ValueError: for vectors of another shape or not finite, an unknown kind, or "cuda" without a GPU.
         ImportError: for a kind that needs FAISS where it is not installed.
     """
 
@@ -54,11 +81,10 @@ class LabelIndex:
             raise ValueError(f"alive must have shape ({len(vectors)},), got {self.alive.shape}")
         if kind != "auto" and kind not in KINDS:
             raise ValueError(f"kind must be 'auto' or one of {', '.join(KINDS)}; got {kind!r}")
-        self.kind = index_kinds.default_kind(self.num_alive) if kind == "auto" else kind
+        self.kind = _default_kind(len(vectors)) if kind == "auto" else kind
         self._recall_queries = recall_queries
         self._recall = 1.0
         self._searcher: Searcher | None = None  # made by the first search
-        self._rows: np.ndarray | None = None  # ids of the searcher's rows, None where they are the same
 
     def __len__(self) -> int:
         """Number of ids, removed ones included."""
@@ -71,22 +97,59 @@ class LabelIndex:
 
     @property
     def num_bytes(self) -> int:
-        """Bytes that are searched; kinds other than "exact" keep the float32 vectors beside them."""
+        """Bytes that a search reads from; see the class for what lies beside them."""
         return self.build().num_bytes
 
     @property
     def recall(self) -> float:
-        """Share of the 100 nearest labels that a search for 100 finds, in [0, 1]; 1 for kinds that are exact."""
+        """Share of the 100 nearest labels that a search for 100 finds, in [0, 1]; 1 for "exact" and "cuda".
+
+        Measured when the index is built; kept when labels are added or removed, and in the file.
+        """
         self.build()
         return self._recall
 
     def build(self) -> Searcher:
-        """Make the structure that is searched, which the first search does otherwise."""
+        """Make what is searched, which the first search does otherwise; its size and recall are logged."""
         if self._searcher is None:
-            self._rows = None if self.alive.all() else np.flatnonzero(self.alive)
-            vectors = self.vectors if self._rows is None else self.vectors[self._rows]
-            self._searcher = KINDS[self.kind](vectors)
+            searcher = KINDS[self.kind](self.vectors)
+            if not searcher.exact and self.num_alive:
+                self._recall = self._measure(searcher)
+            self._take(searcher)
+        assert self._searcher is not None
         return self._searcher
+
+    def _take(self, searcher: Searcher) -> None:
+        self._searcher = searcher
+        logger.info(
+            "label index: %s, %s labels x %d, %.1f MB, recall@%d %.4f",
+            self.kind,
+            f"{len(self):,}",
+            self.vectors.shape[1],
+            searcher.num_bytes / 1e6,
+            _RECALL_TOP_K,
+            self._recall,
+        )
+
+    def _measure(self, searcher: Searcher) -> float:
+        """Recall, at the least effort of the searcher that gives ``MIN_RECALL``, or at the greatest."""
+        queries = self._recall_queries
+        if queries is None:
+            ids = np.flatnonzero(self.alive)
+            queries = self.vectors[ids[:: -(-len(ids) // _RECALL_QUERIES)]]
+        queries = np.ascontiguousarray(queries, dtype=np.float32)
+        places = min(_RECALL_TOP_K, self.num_alive)
+        _, wanted = _ranked(TableSearcher(self.vectors), self.vectors, self.alive, queries, places)
+        # By score, not by id: labels of one score stand for each other, but for rounding.
+        least = wanted[:, -1:] - 1e-5 * np.abs(wanted[:, -1:])
+        recall = 0.0
+        for effort in searcher.efforts:
+            searcher.effort = effort
+            _, scores = _ranked(searcher, self.vectors, self.alive, queries, places, fill=False)
+            recall = float((scores >= least).mean())
+            if recall >= MIN_RECALL:
+                break
+        return recall
 
     def search(
         self, queries: np.ndarray, top_k: int, candidates: np.ndarray | None = None
@@ -96,7 +159,7 @@ class LabelIndex:
         Args:
             queries: (N, D) float32.
             top_k: At least 1; places beyond the number of labels hold id -1 and score -inf.
-            candidates: (C,) int64, the only ids to look at; None for all. Scanned exactly up to 200,000.
+            candidates: (C,) int64, the only ids to look at; None for all. Up to 200,000 are searched exactly.
 
         Returns:
             ids (N, top_k) int64 and scores (N, top_k) float32, scores descending, equal scores by ascending id.
@@ -115,34 +178,17 @@ class LabelIndex:
         places = min(top_k, self.num_alive if rows is None else len(rows))
         if places == 0 or len(queries) == 0:
             return ids, scores
-        if rows is None:
-            ids[:, :places], scores[:, :places] = self._search(queries, places)
-        else:
-            ids[:, :places], scores[:, :places] = self._search_among(rows, queries, places)
+        searcher, vectors, mask = self.build(), self.vectors, self.alive
+        if rows is not None and len(rows) <= (len(self) // 4 if searcher.complete else MAX_EXACT):
+            vectors, mask = self.vectors[rows], np.ones(len(rows), dtype=bool)
+            searcher = TableSearcher(vectors)
+        elif rows is not None:
+            mask = np.zeros(len(self), dtype=bool)
+            mask[rows] = True
+            rows = None
+        found, scores[:, :places] = _ranked(searcher, vectors, mask, queries, places)
+        ids[:, :places] = found if rows is None else rows[found]
         return ids, scores
-
-    def _search(self, queries: np.ndarray, places: int) -> tuple[np.ndarray, np.ndarray]:
-        searcher = self.build()
-        # One place more shows whether the cut falls inside a group of equal scores.
-        found_ids, found_scores = searcher.search(queries, min(places + 1, self.num_alive), None)
-        if self._rows is not None:
-            found_ids = self._rows[found_ids]
-        if found_ids.shape[1] > places:
-            for row in np.flatnonzero(found_scores[:, places - 1] == found_scores[:, places]):
-                found_ids[row], found_scores[row] = self._scan(queries[row], places + 1)
-        order = np.lexsort((found_ids, -found_scores))[:, :places]
-        return np.take_along_axis(found_ids, order, 1), np.take_along_axis(found_scores, order, 1)
-
-    def _search_among(self, rows: np.ndarray, queries: np.ndarray, places: int) -> tuple[np.ndarray, np.ndarray]:
-        scores = queries @ self.vectors[rows].T
-        order = np.argsort(-scores, axis=1, kind="stable")[:, :places]
-        return rows[order], np.take_along_axis(scores, order, 1)
-
-    def _scan(self, query: np.ndarray, count: int) -> tuple[np.ndarray, np.ndarray]:
-        """The same for one query by looking at every label: (count,) ids and scores."""
-        scores = np.where(self.alive, self.vectors @ query, MISSING_SCORE)
-        ids = np.argsort(-scores, kind="stable")[:count]
-        return ids, scores[ids]
 
     def _present(self, ids: np.ndarray, purpose: str) -> np.ndarray:
         """The ids, each once and ascending."""
@@ -161,7 +207,8 @@ class LabelIndex:
         _check_finite(vectors, first)
         self.vectors = np.concatenate([self.vectors, vectors])
         self.alive = np.concatenate([self.alive, np.ones(len(vectors), dtype=bool)])
-        self._searcher = None
+        if self._searcher is not None:
+            self._searcher = self._searcher.grown(self.vectors)
         return np.arange(first, len(self))
 
     def remove(self, ids: np.ndarray) -> None:
@@ -173,10 +220,11 @@ class LabelIndex:
         ids = self._present(ids, "remove label ids")
         self.alive = self.alive.copy()
         self.alive[ids] = False
-        self._searcher = None
 
     def save(self, path: str | Path) -> None:
-        """Write the index in FAISS's own format, and what it is beside it under the same name with ``.json``.
+        """Write the index in FAISS's own format, and its kind and recall beside it in a ``.json`` of the same name.
+
+        Kinds that look at every label are written as a flat index of the float32 vectors.
 
         Args:
             path: The file, for example ``folder / "index.faiss"``.
@@ -184,9 +232,8 @@ class LabelIndex:
         Raises:
             ImportError: if FAISS is not installed.
         """
-        index_kinds.require_faiss("to write an index file")
-        faiss.write_index(index_kinds.FlatSearcher(self.vectors).index, str(path))
-        Path(path).with_suffix(".json").write_text(json.dumps({"kind": self.kind}), encoding="utf8")
+        index_faiss.require_faiss("to write an index file")
+        index_files.write(Path(path), self.vectors, self.build(), self.kind, self._recall)
 
     @classmethod
     def load(
@@ -204,13 +251,49 @@ class LabelIndex:
             ValueError: naming the file that is missing, damaged or made of other vectors; build the index anew then.
             ImportError: if FAISS is not installed.
         """
-        index_kinds.require_faiss("to read an index file")
-        path = Path(path)
-        try:
-            kind = json.loads(path.with_suffix(".json").read_text(encoding="utf8"))["kind"]
-        except (OSError, ValueError, KeyError) as error:
-            raise ValueError(f"{path} cannot be read ({error}); build the index anew") from error
-        return cls(vectors, alive, kind)
+        index_faiss.require_faiss("to read an index file")
+        stored = index_files.read(Path(path), vectors, mmap, tuple(KINDS))
+        kind = stored.kind if stored.kind != "cuda" or torch.cuda.is_available() else "exact"
+        index = cls(vectors, alive, kind)
+        index._recall = stored.recall
+        if stored.searcher is not None:
+            index._take(stored.searcher)
+        return index
+
+
+def _ranked(
+    searcher: Searcher, vectors: np.ndarray, alive: np.ndarray, queries: np.ndarray, places: int, fill: bool = True
+) -> tuple[np.ndarray, np.ndarray]:
+    """(N, places) ids and float32 scores by score descending, then id; ``places`` is at most the number alive.
+
+    With ``fill`` rows of which the searcher found too little are searched by looking at every label.
+    """
+    # Beyond the last place: one shows a group of equal scores cut by it, more make up for rounding.
+    count = min(places + (1 if searcher.exact else max(64, places // 2)), int(alive.sum()))
+    ids, scores = searcher.search(queries, count, alive)
+    if not searcher.exact:
+        scores = np.stack([vectors[found] @ query for found, query in zip(ids, queries, strict=True)])
+        scores[ids < 0] = MISSING_SCORE
+    order = np.lexsort((ids, -scores))
+    ids, scores = np.take_along_axis(ids, order, 1), np.take_along_axis(scores, order, 1)
+    if searcher.complete:
+        short = (scores[:, places - 1] == scores[:, -1]) & (count > places)
+    else:
+        short = ids[:, places - 1] < 0
+    ids, scores = ids[:, :places], scores[:, :places]
+    for row in np.flatnonzero(short & fill):
+        every = np.where(alive, vectors @ queries[row], MISSING_SCORE)
+        ids[row] = np.argsort(-every, kind="stable")[:places]
+        scores[row] = every[ids[row]]
+    return ids, scores
+
+
+def _default_kind(num_labels: int) -> str:
+    if torch.cuda.is_available():
+        return "cuda"
+    if num_labels <= MAX_EXACT:
+        return "exact"
+    return "half" if faiss is None else "hnsw"
 
 
 def _check_finite(vectors: np.ndarray, first: int) -> None:
