@@ -60,6 +60,15 @@ class LabelClassifier(Module):
             )
         self.rows.weight.copy_(rows)
 
+    @torch.no_grad()
+    def append(self, rows: Tensor) -> None:
+        """Give new labels the next ids. rows: (n, D), any float dtype; an optimizer must be made anew afterwards."""
+        if rows.ndim != 2 or rows.size(1) != self.dimension:
+            raise ValueError(f"new rows must have shape (n, {self.dimension}), got {tuple(rows.shape)}")
+        old = self.rows.weight
+        self.rows = nn.Embedding.from_pretrained(torch.cat([old, rows.to(old)]), freeze=False, sparse=True)
+        self.num_targets += len(rows)
+
     def forward(self, features: dict[str, Any], **kwargs: Any) -> dict[str, Any]:
         head = features.get("classifier_embedding", features["sentence_embedding"])
         if "ids" in features:

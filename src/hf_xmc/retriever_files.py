@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 import shutil
 import tempfile
@@ -17,14 +18,19 @@ from safetensors import safe_open
 from safetensors.numpy import load_file, save_file
 from sentence_transformers.sentence_transformer.modules import StaticEmbedding
 
+from hf_xmc.calibration import FittedCalibration
 from hf_xmc.encoder import CONFIG_FILE, XMCEncoder, check_format_version
 from hf_xmc.hub import PUBLISHED_FILES, pipeline_xmc
 from hf_xmc.index import LabelIndex, faiss
+from hf_xmc.lora import has_lora
 from hf_xmc.memory import KnowledgeMemory
 
 LABELS_FILE, VECTORS_FILE, INDEX_FILE = "labels.json", "label_embeddings.safetensors", "index.faiss"
-CLASSIFIER_FOLDER, MEMORY_FOLDER, MEMORY_TEXTS_FILE = "classifier", "memory", "texts.json"
+MEMORY_FOLDER, MEMORY_TEXTS_FILE, CALIBRATION_FILE = "memory", "texts.json", "calibration.json"
+# Of these a folder that is saved over may hold one of an earlier retriever.
+_OPTIONAL = (INDEX_FILE, "index.json", MEMORY_FOLDER, CALIBRATION_FILE)
 _PIPELINES = {"xmc-retrieval": {"impl": "pipeline_xmc.XMCRetrievalPipeline", "pt": ["AutoModel"], "type": "text"}}
+logger = logging.getLogger(__name__)
 _WAY_OUT = "fetch or save the repo again"
 
 
@@ -40,6 +46,7 @@ class RetrieverParts:
         index: Of the L labels; it knows which are removed.
         memory: The training rows that vote, or None.
         memory_texts: Their texts.
+        calibration: What makes probabilities of scores, or None.
 
     Raises:
         ValueError: if texts and vectors differ in number.
@@ -52,6 +59,7 @@ class RetrieverParts:
     index: LabelIndex
     memory: KnowledgeMemory | None = None
     memory_texts: list[str] = field(default_factory=list)
+    calibration: FittedCalibration | None = None
 
     def __post_init__(self) -> None:
         rows = {"label texts": len(self.labels), "label vectors": len(self.embedding), "index rows": len(self.index)}
@@ -79,20 +87,21 @@ def save_parts(parts: RetrieverParts, path: str | Path) -> None:
         whole = Path(scratch) / "repo"
         whole.mkdir()
         write_parts(parts, whole)
+        mode = (whole / LABELS_FILE).stat().st_mode
         for file in sorted(file for file in whole.rglob("*") if file.is_file()):
+            file.chmod(mode)  # safetensors keeps its files to the owner
             place = path / file.relative_to(whole)
             place.parent.mkdir(parents=True, exist_ok=True)
             os.replace(file, place)
-        for name in OPTIONAL:
+        for name in _OPTIONAL:
             if not (whole / name).exists() and (path / name).exists():
                 shutil.rmtree(path / name) if (path / name).is_dir() else (path / name).unlink()
 
 
-OPTIONAL = (INDEX_FILE, CLASSIFIER_FOLDER, MEMORY_FOLDER)
-
-
 def write_parts(parts: RetrieverParts, folder: Path) -> None:
     """Write the repo into an empty folder: that of sentence-transformers, with labels, index and pipeline beside."""
+    if has_lora(parts.encoder):
+        raise ValueError("the encoder carries adapters, which no repo can be served from; hf_xmc.lora.merge_lora it")
     backbone = parts.encoder.transformers_model
     if backbone is not None:
         backbone.config.custom_pipelines = _PIPELINES
@@ -111,6 +120,8 @@ def write_parts(parts: RetrieverParts, folder: Path) -> None:
     if parts.memory is not None:
         parts.memory.save(folder / MEMORY_FOLDER)
         _write_json(parts.memory_texts, folder / MEMORY_FOLDER / MEMORY_TEXTS_FILE)
+    if parts.calibration is not None:
+        parts.calibration.save(folder / CALIBRATION_FILE)
     config = json.loads((folder / CONFIG_FILE).read_text(encoding="utf8"))
     config["removed_ids"] = np.flatnonzero(~parts.index.alive).tolist()
     (folder / CONFIG_FILE).write_text(json.dumps(config, indent=2), encoding="utf8")
@@ -163,13 +174,13 @@ def read_parts(folder: Path, device: str | None = None) -> RetrieverParts:
     encoder = _read_encoder(folder, device)
     if encoder.label_classifier is not None and encoder.label_classifier.num_targets != len(labels):
         raise ValueError(
-            f"{folder}: {LABELS_FILE} has {len(labels)} labels but {CLASSIFIER_FOLDER}/model.safetensors "
+            f"{folder}: {LABELS_FILE} has {len(labels)} labels but the classifier that {CONFIG_FILE} lists "
             f"{encoder.label_classifier.num_targets} rows; the repo is damaged, {_WAY_OUT}"
         )
     halves = vectors["embedding"], vectors.get("classifier")
     alive = np.ones(len(labels), dtype=bool)
     alive[config.get("removed_ids", [])] = False
-    parts = RetrieverParts(encoder, labels, *halves, LabelIndex(encoder.join_labels(*halves), alive))
+    parts = RetrieverParts(encoder, labels, *halves, _read_index(folder, encoder.join_labels(*halves), alive))
     if (folder / MEMORY_FOLDER).is_dir():
         parts.memory = KnowledgeMemory.load(folder / MEMORY_FOLDER, parts.index)
         parts.memory_texts = _read_json(folder, f"{MEMORY_FOLDER}/{MEMORY_TEXTS_FILE}")
@@ -178,6 +189,8 @@ def read_parts(folder: Path, device: str | None = None) -> RetrieverParts:
                 f"{folder / MEMORY_FOLDER}: {MEMORY_TEXTS_FILE} has {len(parts.memory_texts)} texts, the memory "
                 f"{len(parts.memory)} rows; the repo is damaged, {_WAY_OUT}"
             )
+    if (folder / CALIBRATION_FILE).is_file():
+        parts.calibration = FittedCalibration.load(folder / CALIBRATION_FILE)
     return parts
 
 
@@ -199,6 +212,19 @@ def _read_vectors(folder: Path) -> dict[str, np.ndarray]:
         return load_file(file)
     except Exception as error:  # safetensors raises a class of its own that is not exported everywhere
         raise ValueError(f"{file} is damaged ({error}); {_WAY_OUT}") from error
+
+
+def _read_index(folder: Path, vectors: np.ndarray, alive: np.ndarray) -> LabelIndex:
+    """The saved index, or one built anew where it alone is missing."""
+    if faiss is None:
+        return LabelIndex(vectors, alive)
+    if not (folder / INDEX_FILE).is_file():
+        logger.warning("%s has no %s; the index is built anew from %s", folder, INDEX_FILE, VECTORS_FILE)
+        return LabelIndex(vectors, alive)
+    try:
+        return LabelIndex.load(folder / INDEX_FILE, vectors, alive)
+    except ValueError as error:
+        raise ValueError(f"{error}: delete {folder / INDEX_FILE}, and it is built anew from {VECTORS_FILE}") from error
 
 
 def _read_encoder(folder: Path, device: str | None) -> XMCEncoder:
