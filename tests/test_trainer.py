@@ -5,9 +5,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import make_bert_encoder, make_words_data
+import torch
+from conftest import make_bert_encoder, make_static_encoder, make_words_data
 
 from hf_xmc import XMCEncoder, XMCEvaluator, XMCTrainer, XMCTrainingArguments
+from hf_xmc.optim import RowSparseAdamW
 
 
 def make_trainer(encoder: XMCEncoder, out: Path, **kwargs: object) -> XMCTrainer:
@@ -84,3 +86,21 @@ def test_only_an_xmc_data_set_is_trained_on(static_encoder: XMCEncoder) -> None:
         XMCTrainer(model=static_encoder)
     with pytest.raises(ValueError, match="positives_per_row must be at least 1, got 0"):
         XMCTrainingArguments(positives_per_row=0)
+
+
+def test_a_static_encoders_token_table_is_trained_row_by_row_with_the_numbers_of_dense_adamw(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    weights = {}
+    for way in ("rows", "dense"):
+        encoder = make_static_encoder()
+        if way == "dense":
+            monkeypatch.setattr(XMCTrainer, "_tables", lambda self: [])
+        trainer = make_trainer(encoder, tmp_path / way, num_train_epochs=6, save_strategy="no")
+        trainer.train()
+        embedding = encoder[0].embedding
+        assert not embedding.sparse, "any other trainer may go on with it"
+        assert isinstance(trainer.optimizer.optimizer, RowSparseAdamW) == (way == "rows")
+        weights[way] = embedding.weight.detach().clone()
+    torch.testing.assert_close(weights["rows"], weights["dense"], rtol=1e-4, atol=1e-6)
+    assert not torch.allclose(weights["rows"], make_static_encoder()[0].embedding.weight, atol=1e-3)

@@ -122,7 +122,7 @@ class RowSparseAdamW(torch.optim.AdamW):
         if "history" in state:
             self._catch_up(parameter, state, rows.reshape(-1))
 
-    def follow(self, embedding: nn.Embedding) -> RemovableHandle:
+    def follow(self, embedding: nn.Embedding | nn.EmbeddingBag) -> RemovableHandle:
         """Catch rows up whenever the embedding is about to look them up while training."""
 
         def before_forward(module: nn.Module, args: tuple[Tensor, ...]) -> None:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import math
+from functools import partial
 from typing import Any
 
 import torch
 import torch.distributed as dist
 from datasets import Dataset
 from sentence_transformers import SentenceTransformer, SentenceTransformerTrainer
+from sentence_transformers.sentence_transformer.modules import StaticEmbedding
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import BatchSampler
@@ -16,8 +18,10 @@ from transformers import TrainerCallback, TrainerControl, TrainerState
 
 from hf_xmc.classifier import LabelClassifier
 from hf_xmc.data.collator import XMCDataCollator
+from hf_xmc.data.columns import column_of
 from hf_xmc.data.dataset import XMCDataset
 from hf_xmc.data.sampler import XMCBatchSampler
+from hf_xmc.data.tokens import TokenizedTexts, special_tokens
 from hf_xmc.losses.decoupled_softmax import DecoupledSoftmaxLoss
 from hf_xmc.losses.label_terms import LabelNeighbours
 from hf_xmc.losses.pool import PAD, is_distributed, pad_gather
@@ -69,9 +73,11 @@ class XMCTrainer(SentenceTransformerTrainer):
         row_order = torch.full((num_rows,), -1, dtype=torch.int64) if args.cluster_batches else None
         self._mined, self._row_order = (t if t is None else t.share_memory_() for t in (mined, row_order))
         super().__init__(model=model, args=args, train_dataset=train_dataset.training_rows(), loss=loss, **kwargs)
-        if (rows := self._rows_name()) is not None:
+        tables = self._tables()
+        if tables:
             # DDP would exchange the rows' gradient through a sparse all-reduce, which NCCL does not have.
-            DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(self.model, [rows])
+            names = [name for name, p in self.model.named_parameters() if any(p is t.weight for t in tables)]
+            DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(self.model, names)
         self.miner: MiningCallback | None = None
         losses = nn.ModuleList(self.loss.values() if isinstance(self.loss, dict) else [self.loss])
         neighbours = next((m for m in losses.modules() if isinstance(m, LabelNeighbours)), None)
@@ -91,10 +97,16 @@ class XMCTrainer(SentenceTransformerTrainer):
     def get_data_collator(
         self, model: SentenceTransformer, args: XMCTrainingArguments, processing_class: Any = None
     ) -> XMCDataCollator:
+        prompts = args.prompts or _prompts_of(model)
+        if isinstance(prompts, dict):
+            query_prompt, label_prompt = prompts.get("query"), prompts.get("candidate")
+        else:
+            query_prompt = label_prompt = prompts
+        tokenise = partial(TokenizedTexts, model[0].preprocess, **special_tokens(model))
         return self.data_collator_class(
             # Not model.preprocess: a bound method of the model would carry the classifier into every worker.
             preprocess_fn=model[0].preprocess,
-            prompts=args.prompts or _prompts_of(model),
+            prompts=prompts,
             label_texts=self.data.label_texts,
             filters=self.data.filter_csr("train") if len(self.data.filters["train"]) else None,
             positives_per_row=args.positives_per_row,
@@ -104,6 +116,9 @@ class XMCTrainer(SentenceTransformerTrainer):
             mined=self._mined,
             seed=args.seed,
             pool=self._uses_pool,
+            label_tokens=tokenise(self.data.label_texts, prompt=label_prompt) if self._uses_pool else None,
+            row_tokens=tokenise(column_of(self.data.train, "text"), prompt=query_prompt, task="query"),
+            token_dropout=args.token_dropout,
         )
 
     def get_batch_sampler(
@@ -116,36 +131,43 @@ class XMCTrainer(SentenceTransformerTrainer):
     def get_default_loss(self, model: SentenceTransformer) -> nn.Module:
         return DecoupledSoftmaxLoss(model)
 
-    # -- the classifier's rows: sparse gradients, and an optimizer that must be flushed before the rows are read ------
+    # -- tables with sparse gradients, and an optimizer that must be flushed before their rows are read ---------------
 
-    def _classifier(self) -> LabelClassifier | None:
-        return next((module for module in self.model.modules() if isinstance(module, LabelClassifier)), None)
+    def _tables(self) -> list[nn.Embedding | nn.EmbeddingBag]:
+        """Modules of which a step touches few rows: the classifier's, and the tokens' of a static encoder.
 
-    def _rows_name(self) -> str | None:
-        classifier = self._classifier()
-        if classifier is None:
-            return None
-        return next(name for name, p in self.model.named_parameters() if p is classifier.rows.weight)
+        Without a pool a step encodes all labels and touches most tokens: their gradient is left dense.
+        """
+        if self.args.optim not in ("adamw_torch", "adamw_torch_fused"):
+            return [module.rows for module in self._classifiers()]
+        static = [m.embedding for m in self.model.modules() if isinstance(m, StaticEmbedding) and self._uses_pool]
+        return [module.rows for module in self._classifiers()] + static
+
+    def _classifiers(self) -> list[LabelClassifier]:
+        return [module for module in self.model.modules() if isinstance(module, LabelClassifier)]
 
     def _exchange_rows(self) -> None:
-        """Average the rows' gradient over ranks by sending the touched rows alone."""
-        classifier = self._classifier()
-        if classifier is None or not is_distributed():
+        """Average the rows' gradients over ranks by sending the touched rows alone."""
+        if not is_distributed():
             return
-        weight = classifier.rows.weight
-        if weight.grad is None:  # this rank touched no row, but the others wait for it
-            ids, values = torch.zeros(0, dtype=torch.int64, device=weight.device), weight.new_zeros(0, weight.size(1))
-        else:
-            ids, values = unique_rows(weight.grad)
-        ids, values = pad_gather(ids, PAD), pad_gather(values, 0.0)
-        kept = ids != PAD
-        weight.grad = torch.sparse_coo_tensor(
-            ids[kept].unsqueeze(0), values[kept] / dist.get_world_size(), weight.shape
-        ).coalesce()
+        for table in self._tables():
+            weight = table.weight
+            if weight.grad is None:  # this rank touched no row, but the others wait for it
+                ids, values = (
+                    torch.zeros(0, dtype=torch.int64, device=weight.device),
+                    weight.new_zeros(0, weight.size(1)),
+                )
+            else:
+                ids, values = unique_rows(weight.grad)
+            ids, values = pad_gather(ids, PAD), pad_gather(values, 0.0)
+            kept = ids != PAD
+            weight.grad = torch.sparse_coo_tensor(
+                ids[kept].unsqueeze(0), values[kept] / dist.get_world_size(), weight.shape
+            ).coalesce()
 
     def get_optimizer_cls_and_kwargs(self, args: XMCTrainingArguments, model: Any = None) -> tuple[Any, Any]:
         optimizer_cls, kwargs = super().get_optimizer_cls_and_kwargs(args, model)
-        if self._classifier() is None:
+        if not self._tables():
             return optimizer_cls, kwargs
         if optimizer_cls is not torch.optim.AdamW:
             raise ValueError(
@@ -157,28 +179,29 @@ class XMCTrainer(SentenceTransformerTrainer):
     def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
         is_new = self.optimizer is None
         optimizer = super().create_optimizer(model)
-        classifier = self._classifier()
-        if is_new and classifier is not None and isinstance(optimizer, RowSparseAdamW):
-            optimizer.follow(classifier.rows)
-            if is_distributed():  # DDP leaves the rows alone, also at the start
-                dist.broadcast(classifier.rows.weight.data, src=0)
+        if is_new and isinstance(optimizer, RowSparseAdamW):
+            for table in self._tables():
+                table.sparse = True
+                optimizer.follow(table)
+                if is_distributed():  # DDP leaves the rows alone, also at the start
+                    dist.broadcast(table.weight.data, src=0)
         return optimizer
 
     def flush_optimizer(self) -> None:
-        """Bring all rows of the classifier up to date; before they are evaluated, mined with or saved."""
+        """Bring all rows of all tables up to date; before they are evaluated, mined with or saved."""
         optimizer = getattr(self.optimizer, "optimizer", self.optimizer)
         if isinstance(optimizer, RowSparseAdamW):
             optimizer.flush()
 
     def _clip_grad_norm(self, model: nn.Module) -> torch.Tensor:
-        if self._classifier() is None:
+        if not self._tables():
             return super()._clip_grad_norm(model)
         self._exchange_rows()
         self.accelerator.unscale_gradients()
         return clip_grad_norm(model.parameters(), self.args.max_grad_norm)
 
     def _get_grad_norm(self, model: nn.Module, grad_norm: Any = None) -> Any:
-        if grad_norm is None and self._classifier() is not None:
+        if grad_norm is None and self._tables():
             self._exchange_rows()
             grad_norm = clip_grad_norm(model.parameters(), math.inf)
         return super()._get_grad_norm(model, grad_norm=grad_norm)
@@ -193,6 +216,9 @@ class XMCTrainer(SentenceTransformerTrainer):
 
     def _finalize_training(self, *args: Any, **kwargs: Any) -> Any:
         self.flush_optimizer()
+        for module in self.model.modules():
+            if isinstance(module, StaticEmbedding):
+                module.embedding.sparse = False  # as it came, for whatever trains it next
         return super()._finalize_training(*args, **kwargs)
 
     def _load_from_checkpoint(self, checkpoint_path: str) -> None:

@@ -23,6 +23,7 @@ class XMCTrainingArguments(SentenceTransformerTrainingArguments):
         max_candidates: Largest pool of a batch; None for no limit.
         cluster_batches: Whether near neighbours share a batch, once they have been mined.
         refresh_epochs: Hard negatives and clusters are made anew every so many epochs, first after as many.
+        token_dropout: Share of the tokens of every text left out at random while training, in [0, 1).
         classifier_learning_rate: Learning rate of the classifier's rows; None for ``learning_rate``.
 
     Raises:
@@ -36,6 +37,7 @@ class XMCTrainingArguments(SentenceTransformerTrainingArguments):
     max_candidates: int | None = field(default=None, metadata={"help": "largest pool of a batch"})
     cluster_batches: bool = field(default=False, metadata={"help": "near neighbours share a batch"})
     refresh_epochs: int = field(default=5, metadata={"help": "epochs between two minings"})
+    token_dropout: float = field(default=0.0, metadata={"help": "share of tokens left out at random"})
     classifier_learning_rate: float | None = field(default=None, metadata={"help": "of the classifier's rows"})
 
     def __post_init__(self) -> None:
@@ -47,5 +49,7 @@ class XMCTrainingArguments(SentenceTransformerTrainingArguments):
             value = getattr(self, name)
             if value is not None and value < minimum:
                 raise ValueError(f"{name} must be at least {minimum}, got {value}")
+        if not 0 <= self.token_dropout < 1:
+            raise ValueError(f"token_dropout must lie in [0, 1), got {self.token_dropout}")
         if self.classifier_learning_rate is not None:
             self.learning_rate_mapping = self.learning_rate_mapping | {CLASSIFIER_ROWS: self.classifier_learning_rate}

@@ -8,7 +8,6 @@ from conftest import WORDS, make_bert_encoder, make_static_encoder, make_words_d
 
 from hf_xmc import XMCDataCollator, XMCEncoder, XMCTrainer, XMCTrainingArguments
 from hf_xmc.losses import AllLabelsLoss, LabelTableLoss
-from hf_xmc.losses.label_tokens import LabelTokens
 
 
 @pytest.fixture(params=["static", "bert"])
@@ -73,15 +72,6 @@ def test_expected_counts_are_one() -> None:
     expected = torch.ones(len(WORDS), dtype=torch.float64)
     expected[5] = 0
     torch.testing.assert_close(total / 4000, expected, atol=0.15, rtol=0)
-
-
-def test_any_selection_of_label_tokens_is_what_tokenising_them_gives(encoder: XMCEncoder) -> None:
-    texts = [" ".join(WORDS[: 1 + i % 5]) for i in range(9)]
-    tokens = LabelTokens(encoder, texts)
-    ids = torch.tensor([4, 0, 8, 4])
-    expected = encoder.preprocess([texts[i] for i in ids.tolist()])
-    ours = tokens.features(ids)
-    assert all(torch.equal(ours[key], expected[key]) for key in ours)
 
 
 def test_it_trains_in_the_trainer(encoder: XMCEncoder, tmp_path: Path) -> None:

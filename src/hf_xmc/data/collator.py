@@ -10,6 +10,8 @@ import pyarrow as pa
 import torch
 from sentence_transformers.base.data_collator import BaseDataCollator
 
+from hf_xmc.data.tokens import TokenizedTexts
+
 PAD = -1
 
 
@@ -44,6 +46,9 @@ class XMCDataCollator(BaseDataCollator):
         seed: Draws depend on the seed, the epoch and the rows of the batch alone, so that they are the same for any
             number of workers and after a resume.
         pool: Whether candidates are drawn at all; not for losses over all labels.
+        label_tokens: Tokens of the L label texts; None to tokenise the candidates of each batch.
+        row_tokens: Tokens of the train texts by ``row``; None to tokenise the queries of each batch.
+        token_dropout: Share of a text's tokens left out at random, in [0, 1); needs the tokens.
     """
 
     label_texts: pa.Array = None
@@ -56,12 +61,17 @@ class XMCDataCollator(BaseDataCollator):
     epoch: torch.Tensor = field(default_factory=lambda: torch.zeros(1, dtype=torch.int64).share_memory_())
     seed: int = 0
     pool: bool = True
+    label_tokens: TokenizedTexts | None = None
+    row_tokens: TokenizedTexts | None = None
+    token_dropout: float = 0.0
 
     def __post_init__(self) -> None:
         if self.label_texts is None:
             raise ValueError("XMCDataCollator needs label_texts, for example XMCDataset.label_texts")
         if self.hard_negatives and self.mined is None:
             raise ValueError(f"hard_negatives={self.hard_negatives} needs mined, a shared (N, M) tensor of label ids")
+        if self.token_dropout and (self.row_tokens is None or (self.pool and self.label_tokens is None)):
+            raise ValueError(f"token_dropout={self.token_dropout} needs row_tokens and label_tokens")
 
     def __call__(self, rows: list[dict[str, Any]]) -> dict[str, Any]:
         positives = [np.asarray(row["label_ids"], dtype=np.int64) for row in rows]
@@ -70,11 +80,18 @@ class XMCDataCollator(BaseDataCollator):
         if "dataset_name" in rows[0]:
             batch["dataset_name"] = rows[0]["dataset_name"]
         prompts = self._resolve_prompts(batch)
-        batch |= self._tokens("query", "query", [row["text"] for row in rows], prompts)
-        if self.pool:
-            candidate_ids = self.draw_pool(positives, row_ids)
-            texts = self.label_texts.take(pa.array(candidate_ids)).to_pylist()
-            batch |= self._tokens("candidate", "document", texts, prompts)
+        rng = np.random.default_rng([self.seed, int(self.epoch), *row_ids.tolist()])
+        candidate_ids = self.draw_pool(positives, row_ids, rng) if self.pool else None
+        if self.row_tokens is None:
+            batch |= self._tokens("query", "query", [row["text"] for row in rows], prompts)
+        else:
+            batch |= self._kept_tokens("query", self.row_tokens, row_ids, rng)
+        if candidate_ids is not None:
+            if self.label_tokens is None:
+                texts = self.label_texts.take(pa.array(candidate_ids)).to_pylist()
+                batch |= self._tokens("candidate", "document", texts, prompts)
+            else:
+                batch |= self._kept_tokens("candidate", self.label_tokens, candidate_ids, rng)
             batch["candidate_ids"] = torch.from_numpy(candidate_ids)  # (C,)
         batch["label"] = pad(positives)  # (B, P)
         if "label_weights" in rows[0]:
@@ -89,9 +106,14 @@ class XMCDataCollator(BaseDataCollator):
         tokens = self.preprocess_fn(texts, prompt=self._get_prompt_for_column(prompts, column), task=task)
         return {f"{column}_{key}": value for key, value in tokens.items()}
 
-    def draw_pool(self, positives: list[np.ndarray], row_ids: np.ndarray) -> np.ndarray:
+    def _kept_tokens(
+        self, column: str, tokens: TokenizedTexts, ids: np.ndarray, rng: np.random.Generator
+    ) -> dict[str, Any]:
+        found = tokens.features(torch.from_numpy(ids), self.token_dropout, rng)
+        return {f"{column}_{key}": value for key, value in found.items()}
+
+    def draw_pool(self, positives: list[np.ndarray], row_ids: np.ndarray, rng: np.random.Generator) -> np.ndarray:
         """Candidates of a batch; positives: B arrays of label ids, row_ids: (B,). Returns (C,) int64, ascending."""
-        rng = np.random.default_rng([self.seed, int(self.epoch), *row_ids.tolist()])
         drawn = [self._some(p, self.positives_per_row, rng) for p in positives]
         drawn_ids, counts = np.unique(np.concatenate(drawn), return_counts=True)
         negatives = [np.empty(0, dtype=np.int64)]

@@ -52,7 +52,7 @@ def held_out_rows(keys: pa.Array, fraction: float, seed: int, truth: sp.csr_matr
     """A random set of whole groups that holds about `fraction` of the rows.
 
     Groups larger than the whole held-out part never enter it; the others are taken in random order as long as they
-    fit. With a truth, groups give way to the next where a row of theirs would have no label left that remains in train.
+    fit. With a truth, groups give way where a row of theirs would keep no label that train still has.
 
     Args:
         keys: (N,) group of each row, any hashable Arrow type.

@@ -9,9 +9,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from hf_xmc.data.tokens import TokenizedTexts
 from hf_xmc.losses import blockwise
 from hf_xmc.losses.embedding import embed
-from hf_xmc.losses.label_tokens import LabelTokens
 from hf_xmc.losses.pool import PAD, rows_per_rank, to_csr
 
 _LABELS_AT_ONCE = 1024
@@ -59,7 +59,7 @@ class LabelTableLoss(nn.Module):
                 f"{num_random} and {refresh_steps}"
             )
         self.model = model
-        self.tokens = LabelTokens(model, label_texts)
+        self.tokens = TokenizedTexts.of_model(model, label_texts)
         self.scale = scale
         self.num_top = num_top
         self.num_random = num_random
