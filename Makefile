@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 export OMP_NUM_THREADS ?= $(shell nproc 2>/dev/null || echo 2)
 
-.PHONY: quickstart test lint clean
+.PHONY: quickstart test reproduce results tables figures clean
 
 # torch first: resolving it with the rest may choose another build.
 .venv/ready: setup.cfg constraints.txt
@@ -19,6 +19,20 @@ quickstart: .venv/ready
 test: .venv/ready
 	$(BIN)/ruff check src recipes tests benchmarks
 	$(BIN)/python -m pytest
+
+# Rows of recipes/results.yaml run again: every CPU row, or ROW=name; DATA=folder holds data sets that do not ship.
+reproduce: .venv/ready
+	$(BIN)/python recipes/reproduce.py $(ROW) $(if $(DATA),--data $(DATA))
+
+# ROW=name is written from the run in RUN=folder, or by running the row's own command again.
+results: .venv/ready
+	$(BIN)/python recipes/reproduce.py --record $(ROW) $(if $(RUN),--run $(RUN)) $(if $(DATA),--data $(DATA))
+
+tables: .venv/ready
+	$(BIN)/python recipes/tables.py
+
+figures: .venv/ready
+	$(BIN)/python recipes/figures.py
 
 clean:
 	rm -rf .venv build dist outputs
