@@ -11,8 +11,9 @@ from safetensors.torch import load_file, save_file
 import hf_xmc.memory
 import hf_xmc.memory_search
 from hf_xmc import LabelIndex
-from hf_xmc.memory import KnowledgeMemory, MemoryForm
+from hf_xmc.memory import KnowledgeMemory
 from hf_xmc.memory_fit import fit_fold, fit_memory, fold_rows
+from hf_xmc.memory_form import MemoryForm
 from hf_xmc.metrics.functional import drop_pairs, inverse_propensities, xmc_metrics
 
 

@@ -10,7 +10,8 @@ import numpy as np
 import scipy.sparse as sp
 
 from hf_xmc.index import LabelIndex
-from hf_xmc.memory import KnowledgeMemory, MemoryForm
+from hf_xmc.memory import KnowledgeMemory
+from hf_xmc.memory_form import MemoryForm
 from hf_xmc.memory_search import Found, as_filters, missing, narrow
 from hf_xmc.metrics.functional import drop_pairs, xmc_metrics
 

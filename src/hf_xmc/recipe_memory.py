@@ -12,8 +12,9 @@ from hf_xmc.data.dataset import XMCDataset
 from hf_xmc.encoder import XMCEncoder
 from hf_xmc.evaluation import RECALL_CUTS, XMCEvaluator, search_filtered
 from hf_xmc.index import LabelIndex
-from hf_xmc.memory import KnowledgeMemory, MemoryForm
+from hf_xmc.memory import KnowledgeMemory
 from hf_xmc.memory_fit import MemoryFit, fit_fold, fit_memory, fold_rows
+from hf_xmc.memory_form import MemoryForm
 from hf_xmc.metrics.functional import inverse_propensities
 from hf_xmc.retriever import Retriever
 from hf_xmc.run_record import RunRecord
