@@ -21,19 +21,10 @@ from tempfile import TemporaryDirectory
 
 import torch
 import yaml
-from scipy.sparse import csr_matrix
 from torch import nn
 
 import hf_xmc
-from hf_xmc.data.gandalf import (
-    label_rows,
-    only_label_rows,
-    random_walk_label_rows,
-    self_label_rows,
-    symmetric_label_rows,
-    tail_labels,
-    with_label_rows,
-)
+from hf_xmc.data.gandalf import gandalf, label_rows, random_walk_label_rows, self_label_rows, symmetric_label_rows
 from hf_xmc.evaluation import fit_search_form
 from hf_xmc.losses import (
     AllLabelsLoss,
@@ -108,21 +99,6 @@ FREE = ROWS | {"residual": False}
 CLASSIFIER_ONLY = over_pool(UnifiedLoss, scale=20.0, encoder_weight=0.0)
 
 
-def identity(truth: csr_matrix) -> csr_matrix:
-    return self_label_rows(truth.shape[1])
-
-
-def gandalf(make_targets: Callable[[csr_matrix], csr_matrix], *, share: float = 1.0, only: bool = False) -> Callable:
-    """Label rows for a share of the labels, those of fewest rows first; beside the training rows or alone."""
-
-    def rows(data: hf_xmc.XMCDataset) -> hf_xmc.XMCDataset:
-        truth = data.to_csr("train")
-        tail = tail_labels(truth, int(share * data.num_labels)) if share < 1 else None
-        return (only_label_rows if only else with_label_rows)(data, make_targets(truth), tail)
-
-    return rows
-
-
 def in_batch(weights: tuple[float, float], similarity: float | None = None, **kwargs: float) -> Callable:
     """Label terms of these weights; with a similarity weight also of the encoder's own neighbours."""
 
@@ -134,30 +110,41 @@ def in_batch(weights: tuple[float, float], similarity: float | None = None, **kw
     return loss
 
 
+SHRUNK = partial(label_rows, prior=2.0)
 REFRESH = {"refresh_epochs": 2}
 GANDALF = {
     "off": Variant(UNIFIED, ROWS, forms=AWARE),
-    "label rows": Variant(UNIFIED, ROWS, forms=AWARE, rows=gandalf(label_rows)),
+    "label rows": Variant(UNIFIED, ROWS, forms=AWARE, rows=gandalf),
     "in the batch": Variant(in_batch((0.5, 0.5)), ROWS, forms=AWARE),
     "in the batch, similarity": Variant(in_batch((0.5, 0.5), 0.5), ROWS, REFRESH, AWARE),
     "in the batch, labels against labels": Variant(in_batch((0.5, 0.0)), ROWS, forms=AWARE),
     "in the batch, labels against rows": Variant(in_batch((0.0, 0.5)), ROWS, forms=AWARE),
     "in the batch, weight 0.2": Variant(in_batch((0.2, 0.2)), ROWS, forms=AWARE),
     "in the batch, weight 1": Variant(in_batch((1.0, 1.0)), ROWS, forms=AWARE),
-    "label rows, prior 2": Variant(UNIFIED, ROWS, forms=AWARE, rows=gandalf(partial(label_rows, prior=2.0))),
-    "label rows, symmetric (GLaS)": Variant(UNIFIED, ROWS, forms=AWARE, rows=gandalf(symmetric_label_rows)),
-    "label rows, random walk": Variant(UNIFIED, ROWS, forms=AWARE, rows=gandalf(random_walk_label_rows)),
-    "label rows, half, tail first": Variant(UNIFIED, ROWS, forms=AWARE, rows=gandalf(label_rows, share=0.5)),
-    "label rows, self alone": Variant(UNIFIED, ROWS, forms=AWARE, rows=gandalf(identity)),
-    "nothing but label rows": Variant(UNIFIED, ROWS, forms=AWARE, rows=gandalf(label_rows, only=True)),
+    "label rows, prior 2": Variant(UNIFIED, ROWS, forms=AWARE, rows=partial(gandalf, make_targets=SHRUNK)),
+    "label rows, symmetric (GLaS)": Variant(
+        UNIFIED, ROWS, forms=AWARE, rows=partial(gandalf, make_targets=symmetric_label_rows)
+    ),
+    "label rows, random walk": Variant(
+        UNIFIED, ROWS, forms=AWARE, rows=partial(gandalf, make_targets=random_walk_label_rows)
+    ),
+    "label rows, 15,000, tail first": Variant(
+        UNIFIED, ROWS, forms=AWARE, rows=partial(gandalf, num_label_rows=15_000)
+    ),
+    "label rows, self alone": Variant(UNIFIED, ROWS, forms=AWARE, rows=partial(gandalf, make_targets=self_label_rows)),
+    "nothing but label rows": Variant(UNIFIED, ROWS, forms=AWARE, rows=partial(gandalf, with_train_rows=False)),
 }
 GANDALF_BLIND = {
     "off": Variant(CLASSIFIER_ONLY, FREE, forms=BLIND),
-    "label rows": Variant(CLASSIFIER_ONLY, FREE, forms=BLIND, rows=gandalf(label_rows)),
+    "label rows": Variant(CLASSIFIER_ONLY, FREE, forms=BLIND, rows=gandalf),
     "in the batch": Variant(in_batch((0.0, 0.5), encoder_weight=0.0), FREE, forms=BLIND),
-    "label rows, self alone": Variant(CLASSIFIER_ONLY, FREE, forms=BLIND, rows=gandalf(identity)),
-    "label rows, prior 2": Variant(CLASSIFIER_ONLY, FREE, forms=BLIND, rows=gandalf(partial(label_rows, prior=2.0))),
-    "nothing but label rows": Variant(CLASSIFIER_ONLY, FREE, forms=BLIND, rows=gandalf(label_rows, only=True)),
+    "label rows, self alone": Variant(
+        CLASSIFIER_ONLY, FREE, forms=BLIND, rows=partial(gandalf, make_targets=self_label_rows)
+    ),
+    "label rows, prior 2": Variant(CLASSIFIER_ONLY, FREE, forms=BLIND, rows=partial(gandalf, make_targets=SHRUNK)),
+    "nothing but label rows": Variant(
+        CLASSIFIER_ONLY, FREE, forms=BLIND, rows=partial(gandalf, with_train_rows=False)
+    ),
 }
 TABLES = {"losses": LOSSES, "unidec": UNIDEC, "gandalf": GANDALF, "gandalf_blind": GANDALF_BLIND}
 HALVES = {

@@ -4,20 +4,27 @@
 
 Trains on all but a held-out part of train (by title key), fits there how the two halves are weighed, then, with
 ``refit``, trains again on every row with that weight. The test split is looked at once, for every form at the same
-time. With ``classifier: false`` it is DePSL; with ``label_rows`` the label texts are training rows too (Gandalf); with
-``memory`` training rows vote beside the labels (RAE-XMC), as fitted on the held-out part.
+time. With ``classifier: false`` it is DePSL; with ``memory`` training rows vote beside the labels (RAE-XMC), as fitted
+on the held-out part.
+
+Labels learn from each other (Gandalf) in two ways. With ``label_rows`` their texts are training rows too, those of
+``num_label_rows`` labels, rare ones first, or nothing else with ``train_rows: false``. With ``label_encoder_weight``
+or ``label_classifier_weight`` those of a batch's pool are queries as well, and nothing more is encoded. Soft targets
+are of ``label_graph``: ``counts`` (with ``prior``), ``symmetric``, ``walk`` or ``self``; with ``similarity_weight``
+those in the batch are mixed with the encoder's own neighbours, made anew every ``refresh_epochs``.
 """
 
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from pathlib import Path
 
 from accelerate import PartialState
 from sentence_transformers.sentence_transformer.modules import StaticEmbedding
 
 import hf_xmc
-from hf_xmc.data.gandalf import label_row_statistics, label_rows, with_label_rows
+from hf_xmc.data.gandalf import gandalf, label_rows, random_walk_label_rows, self_label_rows, symmetric_label_rows
 from hf_xmc.evaluation import fit_search_form
 from hf_xmc.hub.model_card import write_model_card
 from hf_xmc.recipe_config import last_checkpoint, load_data, read_recipe_config, stage_args
@@ -51,13 +58,25 @@ class UniDEC:
     hold_out: float = 0.1
     refit: bool = True
     label_rows: bool = False
+    train_rows: bool = True
+    num_label_rows: int | None = None
+    label_graph: str = "counts"
     delta: float = 0.1
+    prior: float = 0.0
+    label_encoder_weight: float = 0.0
+    label_classifier_weight: float = 0.0
+    similarity_weight: float = 0.0
     memory: bool = True
     memory_psp_weight: float = 0.5
 
 
+GRAPHS = {"symmetric": symmetric_label_rows, "walk": random_walk_label_rows, "self": self_label_rows}
+
 # 1. Settings: the YAML, then the command line.
 config, args = read_recipe_config(UniDEC, __doc__, default=HERE / "configs" / "default" / "unidec.yaml")
+graphs = GRAPHS | {"counts": partial(label_rows, prior=config.prior)}
+if config.label_graph not in graphs:
+    raise ValueError(f"label_graph is {config.label_graph!r}; expected one of {sorted(graphs)}")
 record = RunRecord(asdict(config) | args.to_dict())
 state = PartialState()
 
@@ -86,17 +105,32 @@ def train(part: hf_xmc.XMCDataset, stage: str) -> hf_xmc.XMCEncoder:
             residual=config.residual,
             dropout=config.dropout,
         )
+    terms = None
+    if config.label_encoder_weight or config.label_classifier_weight:
+        neighbours = hf_xmc.losses.LabelNeighbours(part.num_labels) if config.similarity_weight else None
+        terms = hf_xmc.losses.LabelTerms(
+            graphs[config.label_graph](part.to_csr("train"), config.delta),
+            config.label_encoder_weight,
+            config.label_classifier_weight,
+            neighbours,
+            config.similarity_weight,
+        )
     loss = hf_xmc.losses.UnifiedLoss(
         encoder,
         scale=config.scale,
         encoder_weight=config.encoder_weight,
         symmetric_weight=config.symmetric_weight,
         bce_weight=config.bce_weight,
+        label_terms=terms,
     )
     if config.label_rows:
-        targets = label_rows(part.to_csr("train"), config.delta)
-        state.print(label_row_statistics(part.to_csr("train"), targets))
-        part = with_label_rows(part, targets)
+        part = gandalf(
+            part,
+            graphs[config.label_graph],
+            delta=config.delta,
+            num_label_rows=config.num_label_rows,
+            with_train_rows=config.train_rows,
+        )
     trainer = hf_xmc.XMCTrainer(model=encoder, args=stage_args(args, stage), train_dataset=part, loss=loss)
     trainer.train(resume_from_checkpoint=last_checkpoint(trainer.args))
     record.citations = list(encoder.model_card_data.citations.values())

@@ -1,5 +1,8 @@
 from __future__ import annotations
 
+from dataclasses import replace
+from functools import partial
+
 import datasets
 import numpy as np
 import pyarrow as pa
@@ -12,6 +15,7 @@ from hypothesis import strategies as st
 from hf_xmc.data import XMCDataset, cooccurrence
 from hf_xmc.data.collator import XMCDataCollator
 from hf_xmc.data.gandalf import (
+    gandalf,
     label_row_statistics,
     label_rows,
     only_label_rows,
@@ -121,7 +125,7 @@ def test_targets_lie_in_0_1_with_a_diagonal_of_1_for_every_variant():
         label_rows(truth),
         symmetric_label_rows(truth),
         random_walk_label_rows(truth),
-        self_label_rows(40),
+        self_label_rows(sp.csr_matrix((1, 40))),
     ):
         assert (targets.diagonal() == 1).all()
         assert 0 < targets.data.min() <= targets.data.max() <= 1
@@ -174,9 +178,9 @@ def test_other_bad_arguments_are_errors(data):
     with pytest.raises(ValueError, match="num_rows is 4"):
         tail_labels(GOLDEN, 4)
     with pytest.raises(ValueError, match=r"targets is \(2, 2\)"):
-        with_label_rows(data, self_label_rows(2))
+        with_label_rows(data, self_label_rows(sp.csr_matrix((1, 2))))
     with pytest.raises(ValueError, match=r"expected \(0, 1\]"):
-        with_label_rows(data, 2 * self_label_rows(3))
+        with_label_rows(data, 2 * self_label_rows(sp.csr_matrix((1, 3))))
 
 
 def test_the_labels_of_fewest_rows_are_the_tail():
@@ -203,7 +207,7 @@ def test_weights_of_training_rows_stay(data):
     weights = pa.array([[0.5, 1.0], [1.0, 1.0], [1.0, 1.0], [1.0], [1.0]], pa.list_(pa.float32()))
     train = datasets.Dataset(train.data.table.append_column("label_weights", weights))
     weighted = XMCDataset(train=train, test=data.test, labels=data.labels, filters=data.filters)
-    both = with_label_rows(weighted, self_label_rows(3))
+    both = with_label_rows(weighted, self_label_rows(sp.csr_matrix((1, 3))))
     assert both.to_csr("train").toarray()[0].tolist() == [0.5, 1, 0]
     assert both.to_csr("train").toarray()[5:].tolist() == np.eye(3).tolist()
 
@@ -233,6 +237,32 @@ def test_the_collator_hands_soft_targets_to_the_loss(data):
     assert batch["label"].tolist() == [[0, 2, -1], [0, 1, 2], [0, 2, -1]]
     assert batch["query_label_weights"].tolist() == [[1, 1, 0], [1, 0.5, 0.25], [0.5, 1, 0]]
     assert batch["query_filter_ids"].tolist() == [[1], [-1], [-1]]
+
+
+def test_one_function_makes_the_data_to_train_on_and_prints_what_it_added(data, capsys):
+    both = gandalf(data)
+    assert (both.to_csr("train") != sp.vstack([GOLDEN, label_rows(GOLDEN)])).nnz == 0
+    assert "3 label rows beside 5 training rows (x1.60)" in capsys.readouterr().out
+    tail = gandalf(data, symmetric_label_rows, delta=0.5, num_label_rows=2)
+    assert tail.train["text"][5:] == ["one", "two"]
+    assert tail.to_csr("train").toarray()[5:].tolist() == [[0.75, 1, 0], [0, 0, 1]]
+    alone = gandalf(data, self_label_rows, with_train_rows=False)
+    assert alone.to_csr("train").toarray().tolist() == np.eye(3).tolist()
+    shrunk = gandalf(data, partial(label_rows, prior=2))
+    assert shrunk.to_csr("train").toarray()[6].tolist() == [0.5, 1, 0]
+
+
+def test_an_empty_training_split_or_a_delta_of_1_is_an_error(data):
+    empty = replace(data, train=data.train.select([]), filters=data.filters | {"train": np.zeros((0, 2), np.int64)})
+    with pytest.raises(ValueError, match=r"train_truth \(0, 3\) has no positive"):
+        gandalf(empty)
+    with pytest.raises(ValueError, match="delta is 1.0"):
+        gandalf(data, delta=1.0)
+
+
+def test_a_label_without_a_training_row_is_a_row_of_itself(data):
+    unseen = replace(data, train=data.train.select([0, 2, 4]))
+    assert gandalf(unseen).to_csr("train").toarray()[-1].tolist() == [0, 0, 1]
 
 
 def test_statistics_count_pairs_and_print(data):

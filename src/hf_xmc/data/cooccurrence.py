@@ -223,7 +223,7 @@ def checked_truth(train_truth: sp.csr_matrix, delta: float) -> sp.csr_matrix:
     if not truth.nnz:
         raise ValueError(
             f"train_truth {truth.shape} has no positive, so that no labels co-occur; "
-            "give it the training rows, or use self_label_rows(num_labels)"
+            "give it the training rows, or use self_label_rows"
         )
     return truth
 

@@ -13,6 +13,7 @@ data set to the trainer alone, and the original one to the evaluator, whose prop
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import datasets
@@ -59,9 +60,9 @@ def symmetric_label_rows(train_truth: sp.csr_matrix, delta: float = 0.1) -> sp.c
     return soft_targets(train_truth, delta, lambda count, n_row, n_column: (count / n_row + count / n_column) / 2)
 
 
-def self_label_rows(num_labels: int) -> sp.csr_matrix:
+def self_label_rows(train_truth: sp.csr_matrix, delta: float = 0.0) -> sp.csr_matrix:
     """Every label text is a row of its own label and of no other: the identity, CSR (L, L) float32."""
-    return sp.identity(num_labels, dtype=np.float32, format="csr")
+    return sp.identity(train_truth.shape[1], dtype=np.float32, format="csr")
 
 
 def random_walk_label_rows(
@@ -106,7 +107,35 @@ def random_walk_label_rows(
         parts.append((share[kept], row[kept], column[kept]))
     share, row, column = map(np.concatenate, zip(*parts, strict=True))
     walks = sp.csr_matrix((share.astype(np.float32), (row, column)), shape=(num_labels, num_labels))
-    return (walks + self_label_rows(num_labels)).tocsr()
+    return (walks + self_label_rows(truth)).tocsr()
+
+
+def gandalf(
+    data: XMCDataset,
+    make_targets: Callable[[sp.csr_matrix, float], sp.csr_matrix] = label_rows,
+    *,
+    delta: float = 0.1,
+    num_label_rows: int | None = None,
+    with_train_rows: bool = True,
+) -> XMCDataset:
+    """The data set to train on instead of `data`; prints the statistics of what was added.
+
+    Args:
+        data: The original data set.
+        make_targets: (train truth, delta) -> (L, L) soft targets: `label_rows`, `partial(label_rows, prior=...)`,
+            `symmetric_label_rows`, `random_walk_label_rows`, or `self_label_rows`.
+        delta: in [0, 1); targets up to it are dropped.
+        num_label_rows: Label texts that become rows, those of the fewest training rows first; None for all.
+        with_train_rows: Whether the training rows stay beside the label rows.
+
+    Raises:
+        ValueError: if no training row has a label, or for `delta` or `num_label_rows` out of range.
+    """
+    truth = data.to_csr("train")
+    targets = make_targets(truth, delta)
+    print(label_row_statistics(truth, targets))
+    label_ids = None if num_label_rows is None else tail_labels(truth, num_label_rows)
+    return (with_label_rows if with_train_rows else only_label_rows)(data, targets, label_ids)
 
 
 def tail_labels(train_truth: sp.csr_matrix, num_rows: int) -> np.ndarray:
