@@ -1,7 +1,7 @@
 """
 Time and memory of `label_rows`, beside scipy's product of the whole graph and in blocks with a threshold each.
 
-    python benchmarks/gandalf.py [--large]
+    python benchmarks/gandalf.py [--large] [--output benchmarks/results/gandalf.json]
 
 Sets are synthetic, with the rows, labels and mean labels a row of known data sets: lengths are geometric, labels fall
 off as 1 / (rank + 100). `--large` adds the shape of LF-AmazonTitles-1.3M, where the plain products are left out: the
@@ -22,6 +22,8 @@ from collections.abc import Callable
 
 import numpy as np
 import scipy.sparse as sp
+from table import Table, add_output, write
+from table import Table, add_output, write
 
 SHAPES = {  # train rows, labels, labels a row
     "LF-AmazonTitles-131K": (294_805, 131_073, 2.29),
@@ -111,12 +113,18 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[1])
     parser.add_argument("--large", action="store_true", help="also the shape of LF-AmazonTitles-1.3M, a few minutes")
     parser.add_argument("--measure", nargs=2, metavar=("CONTESTANT", "SHAPE"), help=argparse.SUPPRESS)
+    add_output(parser)
+    add_output(parser)
     options = parser.parse_args()
     if options.measure:
         measure(*options.measure)
         return
-    print("| shape | contestant | pairs | kept | wall s | CPU s | CPU ns a pair | peak GiB | of it before |")
-    print("| --- | --- | --- | --- | --- | --- | --- | --- | --- |")
+    table = Table(
+        "Soft targets of label texts from co-occurrence",
+        {"shape": "", "contestant": "", "pairs": ",", "kept": ",", "wall s": ".2f", "CPU s": ".2f"}
+        | {"CPU ns a pair": ".0f", "peak GiB": ".2f", "of it before": ".2f"},
+        about="Synthetic rows; delta 0.1; a process each, whose imports and training matrix count in the peak.",
+    )
     for shape in SHAPES:
         if shape == LARGE and not options.large:
             continue
@@ -124,11 +132,8 @@ def main() -> None:
             command = [sys.executable, __file__, "--measure", contestant, shape]
             done = subprocess.run(command, capture_output=True, text=True, check=True)
             pairs, kept, wall, cpu, peak, base = json.loads(done.stdout.splitlines()[-1])
-            print(
-                f"| {shape} | {contestant} | {pairs:,} | {kept:,} | {wall:.2f} | {cpu:.2f} | {cpu / pairs * 1e9:.0f} "
-                f"| {peak:.2f} | {base:.2f} |",
-                flush=True,
-            )
+            table.add(shape, contestant, pairs, kept, wall, cpu, cpu / pairs * 1e9, peak, base)
+    write(options.output, table)
 
 
 if __name__ == "__main__":
