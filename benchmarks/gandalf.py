@@ -23,7 +23,6 @@ from collections.abc import Callable
 import numpy as np
 import scipy.sparse as sp
 from table import Table, add_output, write
-from table import Table, add_output, write
 
 SHAPES = {  # train rows, labels, labels a row
     "LF-AmazonTitles-131K": (294_805, 131_073, 2.29),
@@ -113,7 +112,6 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[1])
     parser.add_argument("--large", action="store_true", help="also the shape of LF-AmazonTitles-1.3M, a few minutes")
     parser.add_argument("--measure", nargs=2, metavar=("CONTESTANT", "SHAPE"), help=argparse.SUPPRESS)
-    add_output(parser)
     add_output(parser)
     options = parser.parse_args()
     if options.measure:
