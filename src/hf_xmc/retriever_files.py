@@ -87,14 +87,15 @@ def save_parts(parts: RetrieverParts, path: str | Path) -> None:
         whole = Path(scratch) / "repo"
         whole.mkdir()
         write_parts(parts, whole)
+        stale = [name for name in _OPTIONAL if not (whole / name).exists()]
         mode = (whole / LABELS_FILE).stat().st_mode
         for file in sorted(file for file in whole.rglob("*") if file.is_file()):
             file.chmod(mode)  # safetensors keeps its files to the owner
             place = path / file.relative_to(whole)
             place.parent.mkdir(parents=True, exist_ok=True)
             os.replace(file, place)
-        for name in _OPTIONAL:
-            if not (whole / name).exists() and (path / name).exists():
+        for name in stale:
+            if (path / name).exists():
                 shutil.rmtree(path / name) if (path / name).is_dir() else (path / name).unlink()
 
 
