@@ -21,7 +21,7 @@ COMPLETE_KINDS = ["exact", "half", "int8"]
 @pytest.fixture(autouse=True)
 def needs_faiss(request: pytest.FixtureRequest) -> None:
     callspec = getattr(request.node, "callspec", None)
-    if callspec is not None and callspec.params.get("kind") in ("hnsw", "ivf"):
+    if callspec is not None and callspec.params.get("kind") in ("hnsw", "ivf", "pq"):
         pytest.importorskip("faiss")
 
 
@@ -145,7 +145,7 @@ def slow_search_best(vectors: np.ndarray, queries: np.ndarray) -> list[int]:
     return [row for [row] in slow_search(vectors, queries, 1, set(range(len(vectors))))]
 
 
-@pytest.mark.parametrize("kind", ["exact", "hnsw", "ivf"])
+@pytest.mark.parametrize("kind", ["exact", "hnsw", "ivf", "pq"])
 def test_a_damaged_or_stale_file_is_refused_by_name(kind: str, tmp_path: Path) -> None:
     pytest.importorskip("faiss")
     vectors = uneven(0, 500, 8)
@@ -230,7 +230,7 @@ def test_bad_input_is_refused_with_what_came() -> None:
     with pytest.raises(ValueError, match="the vector of label 1 is not finite"):
         LabelIndex(np.array([[0, 1], [np.nan, 0]], dtype=np.float32))
     with pytest.raises(
-        ValueError, match="kind must be 'auto' or one of exact, half, int8, cuda, hnsw, ivf; got 'tree'"
+        ValueError, match="kind must be 'auto' or one of exact, half, int8, cuda, hnsw, ivf, pq; got 'tree'"
     ):
         LabelIndex(np.eye(3, dtype=np.float32), kind="tree")
     assert index.search(np.zeros((0, 3), dtype=np.float32), 2)[0].shape == (0, 2)

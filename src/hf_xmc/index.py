@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from hf_xmc import index_faiss, index_files
-from hf_xmc.index_faiss import faiss, graph_searcher, lists_searcher
+from hf_xmc.index_faiss import codes_searcher, faiss, graph_searcher, lists_searcher
 from hf_xmc.index_kinds import (
     MISSING_ID,
     MISSING_SCORE,
@@ -23,7 +23,7 @@ from hf_xmc.index_kinds import (
 
 logger = logging.getLogger(__name__)
 
-# What each kind searches; the first four look at every label, the last two need FAISS.
+# What each kind searches; the first four look at every label, the last three need FAISS.
 KINDS: dict[str, Callable[[np.ndarray], Searcher]] = {
     "exact": TableSearcher,
     "half": half_searcher,
@@ -31,6 +31,7 @@ KINDS: dict[str, Callable[[np.ndarray], Searcher]] = {
     "cuda": cuda_searcher,
     "hnsw": graph_searcher,
     "ivf": lists_searcher,
+    "pq": codes_searcher,
 }
 # Labels that are all looked at by default; so many candidates are, whatever the kind.
 MAX_EXACT = 200_000
