@@ -18,6 +18,7 @@ from functools import partial
 
 import numpy as np
 import torch
+from table import Table, add_output, write
 
 from hf_xmc.data.clusters import cluster_order
 
@@ -63,30 +64,37 @@ def seconds_of(function: Callable[[], np.ndarray]) -> tuple[float, np.ndarray]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true")
+    add_output(parser)
     args = parser.parse_args()
     torch.set_num_threads(1)
     shrink = 64 if args.quick else 1
-    print("| N, batch | form | CPU s | rows/s | quality | cut elsewhere | sizes |\n|---|---|---|---|---|---|---|")
+    columns = {"N, batch": "", "form": "", "CPU s": ".1f", "rows/s": ",.0f", "quality": ".3f", "of FAISS": ".2f"}
+    table = Table(
+        "Batches of near neighbours",
+        columns | {"cut elsewhere": ".3f", "sizes": ""},
+        about=f"Quality: mean cosine of a row to the centroid of its group; synthetic rows of {DIM} numbers.",
+    )
     for num_rows, batch_size in ((131_072 // shrink, 128), (300_000 // shrink, 147), (300_000 // shrink, 1098)):
         vectors = make_vectors(num_rows)
         num_groups = -(-num_rows // batch_size)
         sizes = f"{num_rows:,}, {batch_size:,}"
         random = np.random.default_rng(0).permutation(num_rows)
-        print(f"| {sizes} | random | | | {quality(vectors, random, batch_size):.3f} | | exact |")
+        table.add(sizes, "random", None, None, quality(vectors, random, batch_size), None, None, "exact")
         seconds, groups = seconds_of(partial(free_groups, vectors, num_groups))
         sums = np.zeros((num_groups, DIM), dtype=np.float32)
         np.add.at(sums, groups, vectors)
-        free = np.linalg.norm(sums, axis=1).sum() / num_rows
+        free = float(np.linalg.norm(sums, axis=1).sum() / num_rows)
         counts = np.bincount(groups, minlength=num_groups)
         spread = f"{counts.min()}..{counts.max()}"
-        print(f"| {sizes} | FAISS k-means | {seconds:.1f} | {num_rows / seconds:,.0f} | {free:.3f} | | {spread} |")
+        table.add(sizes, "FAISS k-means", seconds, num_rows / seconds, free, 1.0, None, spread)
         seconds, order = seconds_of(partial(cluster_order, vectors, batch_size))
         own = quality(vectors, order, batch_size)
-        cuts = np.mean([quality(vectors, order, batch_size, batch_size * part // 4) for part in (1, 2, 3)])
-        rate = f"{seconds:.1f} | {num_rows / seconds:,.0f}"
-        print(f"| {sizes} | cluster_order | {rate} | {own:.3f} ({own / free:.2f} of FAISS) | {cuts:.3f} | exact |")
+        cuts = float(np.mean([quality(vectors, order, batch_size, batch_size * part // 4) for part in (1, 2, 3)]))
+        table.add(sizes, "cluster_order", seconds, num_rows / seconds, own, float(own / free), cuts, "exact")
         if batch_size == 147:
-            print(f"| {MANY:,}, 1,098 | cluster_order, scaled | {seconds * MANY / num_rows:.0f} | | | | |", flush=True)
+            scaled = seconds * MANY / num_rows
+            table.add(f"{MANY:,}, 1,098", "cluster_order, scaled", scaled, None, None, None, None, None)
+    write(args.output, table)
 
 
 if __name__ == "__main__":

@@ -23,6 +23,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
+from table import Table, add_output, write
 
 NUM_TRAIN, NUM_TEST, NUM_LABELS, LABELS_PER_ROW = 2_248_619, 10_000, 1_305_265, 22
 FILES = ("trn.json.gz", "tst.json.gz", "lbl.json.gz")
@@ -97,18 +98,13 @@ def run(contestant: str, folder: Path, cache: Path) -> tuple[int, float, float, 
     return tuple(json.loads(done.stdout.splitlines()[-1]))
 
 
-def compare(folder: Path, contestants: list[str]) -> None:
+def compare(folder: Path, contestants: list[str], table: Table) -> None:
     for contestant in contestants:
         with tempfile.TemporaryDirectory() as cache:
             rows, seconds, peak, imported = run(contestant, folder, Path(cache))
             again = run(contestant, folder, Path(cache))
-        told = f"{again[1]:.2f}" if contestant != "json.loads loop" else ""
-        speed = rows / seconds
-        print(
-            f"| {folder.name} | {contestant} | {rows:,} | {seconds:.2f} | {speed:,.0f} | {told} | {peak:.2f} | "
-            f"{imported:.2f} |",
-            flush=True,
-        )
+        told = again[1] if contestant != "json.loads loop" else None
+        table.add(folder.name, contestant, rows, seconds, rows / seconds, told, peak, imported)
 
 
 def main() -> None:
@@ -116,20 +112,23 @@ def main() -> None:
     parser.add_argument("folders", nargs="*", type=Path)
     parser.add_argument("--synthetic", action="store_true")
     parser.add_argument("--measure", nargs=3, metavar=("CONTESTANT", "FOLDER", "CACHE"), help=argparse.SUPPRESS)
+    add_output(parser)
     options = parser.parse_args()
     if options.measure:
         measure(*options.measure)
         return
-    print("| data set | reader | rows | first load s | rows/s | second load s | peak GiB | of it imports |")
-    print("| --- | --- | --- | --- | --- | --- | --- | --- |")
+    columns = {"data set": "", "reader": "", "rows": ",", "first load s": ".2f", "rows/s": ",.0f"}
+    columns |= {"second load s": ".2f", "peak GiB": ".2f", "of it imports": ".2f"}
+    table = Table("Reading a data set", columns, about="Wall seconds; the peak is that of the whole process.")
     for folder in options.folders:
-        compare(folder, list(CONTESTANTS))
+        compare(folder, list(CONTESTANTS), table)
     if options.synthetic:
         with tempfile.TemporaryDirectory() as place:
             folder = Path(place, "synthetic-1.3m")
             folder.mkdir()
             make_synthetic(folder)
-            compare(folder, ["load_lf"])
+            compare(folder, ["load_lf"], table)
+    write(options.output, table)
 
 
 if __name__ == "__main__":

@@ -17,6 +17,7 @@ from tempfile import TemporaryDirectory
 import numpy as np
 import torch
 import torch.nn.functional as F
+from table import Table, add_output, write
 
 import hf_xmc
 from hf_xmc.losses import AllLabelsLoss, LabelTableLoss, blockwise
@@ -77,19 +78,20 @@ def main() -> None:
     parser.add_argument("--encoder", choices=["static", "minilm"], default="static")
     parser.add_argument("--epochs", type=int, default=3)
     parser.add_argument("--steps", type=int, default=3)
+    add_output(parser)
     given = parser.parse_args()
     torch.set_num_threads(1)
     torch.manual_seed(0)
     data = hf_xmc.load_lf(given.data_dir)
     labels = data.labels["text"][:]
     encoder = make_encoder(given.encoder, data)
-    print(
-        f"{data.name}, {len(labels):,} labels, {given.encoder}; share of the gradient in the labels of largest norm\n"
+    shares = Table(
+        f"Share of the gradient in the labels of largest norm ({data.name}, {len(labels):,} labels, {given.encoder})",
+        {"labels": ""} | {f"{share:.2%}": ".3f" for share in SHARES},
     )
-    print(f"{'labels':<28}" + "".join(f"{share:>9.2%}" for share in SHARES))
     for scale in (10.0, 20.0, 50.0):
         mass = gradient_mass(encoder, data, scale)
-        print(f"{f'start, scale {scale:.0f}':<28}" + "".join(f"{share:9.3f}" for share in mass), flush=True)
+        shares.add(f"start, scale {scale:.0f}", *mass)
     if given.encoder == "static":
         with TemporaryDirectory() as folder:
             args = hf_xmc.XMCTrainingArguments(
@@ -98,7 +100,7 @@ def main() -> None:
             )  # fmt: skip
             hf_xmc.XMCTrainer(encoder, args, data, AllLabelsLoss(encoder, labels)).train()
         mass = gradient_mass(encoder, data, 20.0)
-        print(f"{'trained, scale 20':<28}" + "".join(f"{share:9.3f}" for share in mass), flush=True)
+        shares.add("trained, scale 20", *mass)
 
     table = LabelTableLoss(encoder, labels, num_top=256, num_random=64, refresh_steps=10**9)
     start = time.process_time()
@@ -108,10 +110,14 @@ def main() -> None:
     losses = {"every label encoded": AllLabelsLoss(encoder, labels), "label table, 256 + 64": table}
     best = step_seconds(losses, collator, data, given.steps)
     exact = best["every label encoded"]
-    print(f"\nstep of {BATCH} rows, CPU s, one thread, best of {given.steps}")
-    for name, seconds in best.items():
-        print(f"{name:<28}{seconds:9.3f}  {seconds / exact:6.3f}x")
-    print(f"{'making the table, once':<28}{refresh:9.3f}  {refresh / exact:6.3f}x")
+    steps = Table(
+        f"A step of {BATCH} rows over all labels",
+        {"form": "", "CPU s": ".3f", "x every label": ".3f"},
+        about=f"{data.name}, {given.encoder}; best of {given.steps}.",
+    )
+    for name, seconds in (best | {"making the table, once": refresh}).items():
+        steps.add(name, seconds, seconds / exact)
+    write(given.output, shares, steps)
 
 
 if __name__ == "__main__":

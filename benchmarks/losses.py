@@ -23,6 +23,7 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
+from table import Table, add_output, write
 from torch import Tensor
 
 from hf_xmc.losses import blockwise
@@ -218,7 +219,7 @@ def cuda_seconds_and_peak(line: Form, repeats: int) -> tuple[float, int]:
     return statistics.median(times), torch.cuda.max_memory_allocated() - held
 
 
-def render(lines: list[Form], seconds: list[float], peaks: list[int], device: str) -> str:
+def tabulate(lines: list[Form], seconds: list[float], peaks: list[int], device: str) -> Table:
     """The table; a value in brackets is the target, an exclamation mark a target that was missed."""
 
     def cell(value: float | None, target: float | None, pattern: str) -> str:
@@ -229,7 +230,13 @@ def render(lines: list[Form], seconds: list[float], peaks: list[int], device: st
             text += f" (<= {target:g}){'' if value <= target else ' !'}"
         return text
 
-    rows = [("form", "sizes", "seconds", "x naive", "peak MB", "work MB", "work x naive", "peak x naive", "bound")]
+    columns = ("form", "sizes", "seconds", "x naive", "peak MB", "work MB", "work x naive", "peak x naive", "bound")
+    where = torch.cuda.get_device_name() if device == "cuda" else "one CPU thread"
+    table = Table(
+        f"Losses over all labels ({where})",
+        dict.fromkeys(columns, "") | {"seconds": ".4g", "peak MB": ".0f", "work MB": ".0f"},
+        about=f"torch {torch.__version__}. Peak has the gradients, work has not. In brackets the target; ! missed.",
+    )
     for number, line in enumerate(lines):
         peak = peaks[number]
         work = peak if device == "cuda" else peak - line.sizes.gradient_bytes
@@ -240,21 +247,18 @@ def render(lines: list[Form], seconds: list[float], peaks: list[int], device: st
             work_ratio = work / (peaks[other] - (0 if device == "cuda" else lines[other].sizes.gradient_bytes))
         bounds = [cell(peak / 1e9, line.max_gigabytes, "{:.2f} GB") if line.max_gigabytes else ""]
         bounds.append(cell(1e3 * seconds[number], line.max_milliseconds, "{:.0f} ms") if line.max_milliseconds else "")
-        rows.append(
-            (
-                line.name,
-                str(line.sizes),
-                f"{seconds[number]:.4g}",
-                cell(time_ratio, line.max_time, "{:.2f}"),
-                f"{peak / 1e6:.0f}",
-                f"{work / 1e6:.0f}",
-                cell(work_ratio, line.max_work, "{:.3f}"),
-                cell(peak_ratio, line.max_peak, "{:.3f}"),
-                " ".join(filter(None, bounds)),
-            )
+        table.add(
+            line.name,
+            str(line.sizes),
+            seconds[number],
+            cell(time_ratio, line.max_time, "{:.2f}"),
+            peak / 1e6,
+            work / 1e6,
+            cell(work_ratio, line.max_work, "{:.3f}"),
+            cell(peak_ratio, line.max_peak, "{:.3f}"),
+            " ".join(filter(None, bounds)),
         )
-    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
-    return "\n".join("  ".join(text.ljust(width) for text, width in zip(row, widths, strict=True)) for row in rows)
+    return table
 
 
 def main() -> None:
@@ -262,18 +266,17 @@ def main() -> None:
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--quick", action="store_true")
+    add_output(parser)
     args = parser.parse_args()
     lines = forms(args.device, args.quick)
     if args.device == "cuda":
-        print(f"{torch.cuda.get_device_name()}, torch {torch.__version__}")
         measured = [cuda_seconds_and_peak(line, args.repeats) for line in lines]
         seconds, peaks = [time for time, _ in measured], [peak for _, peak in measured]
     else:
         torch.set_num_threads(1)
-        print(f"one CPU thread, torch {torch.__version__}; peak includes the gradients, work does not")
         peaks = [cpu_peak(line) for line in lines]
         seconds = cpu_seconds(lines, args.repeats)
-    print(render(lines, seconds, peaks, args.device))
+    write(args.output, tabulate(lines, seconds, peaks, args.device))
 
 
 if __name__ == "__main__":

@@ -25,6 +25,7 @@ from typing import Any
 
 import numpy as np
 import scipy.sparse as sp
+from table import Table, add_output, write
 
 ROOT = Path(__file__).resolve().parents[1]
 PEERS = ROOT / ".venv-peers"
@@ -228,7 +229,7 @@ def run(contestant: str, python: Path, path: Path) -> list[dict[str, Any]]:
     return json.loads(done.stdout.splitlines()[-1])
 
 
-def compare(num_rows: int, with_peers: bool) -> None:
+def compare(num_rows: int, with_peers: bool) -> Table:
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "inputs.npz"
         make_inputs(num_rows, path)
@@ -240,23 +241,24 @@ def compare(num_rows: int, with_peers: bool) -> None:
     for result in table["slow loops"]:
         result["seconds"] *= num_rows / SLOW_ROWS
     own = {(result["what"], result["k"]): result for result in table["hf_xmc"]}
-    print(f"\n{num_rows:,} rows x {NUM_LABELS:,} labels x top-{TOP_K}, {MEAN_POSITIVES} positives a row; one thread\n")
-    print(f"| {'':20} | {'metrics':17} | {'k':6} | CPU s    | x ours | peak GiB | largest difference |")
-    print("|---|---|---|---|---|---|---|")
+    columns = {"contestant": "", "metrics": "", "k": "", "CPU s": ".3f", "x ours": ".1f", "peak GiB": ".2f"}
+    made = Table(
+        f"Metrics of {num_rows:,} rows x {NUM_LABELS:,} labels x top-{TOP_K}",
+        columns | {"largest difference": ".0e"},
+        about=f"{MEAN_POSITIVES} positives a row. Slow loops: {SLOW_ROWS} rows, scaled. Ours includes recall. "
+        "napkinXC: one run.",
+    )
     for name, results in table.items():
         for result in results:
             same = own[result["what"], result["k"]]
             gaps = [np.abs(np.subtract(row, same["values"][key])).max() for key, row in result["values"].items()]
-            gap = f"{max(gaps):.0e}" if gaps and name != "hf_xmc" else ""
+            gap = float(max(gaps)) if gaps and name != "hf_xmc" else None
             ratio, cutoffs = result["seconds"] / same["seconds"], f"1..{result['k']}"
-            print(
-                f"| {name:20} | {result['what']:17} | {cutoffs:6} | {result['seconds']:8.3f} | {ratio:6.1f} | "
-                f"{result['peak']:8.2f} | {gap:18} |"
-            )
+            made.add(name, result["what"], cutoffs, result["seconds"], ratio, result["peak"], gap)
     for result in table.get("pyxclib's algorithm", [])[:1]:
         compilation = result["first"] - result["seconds"]
-        print(f"\nJIT compilation of pyxclib's algorithm: {compilation:.1f} CPU s in each process.")
-    print(f"\nSlow loops: {SLOW_ROWS} rows, scaled. Ours includes recall. napkinXC: one run.")
+        made.about += f" JIT compilation of pyxclib's algorithm, left out: {compilation:.1f} CPU s in each process."
+    return made
 
 
 def main() -> None:
@@ -265,12 +267,13 @@ def main() -> None:
     parser.add_argument("--peers", action="store_true", help="install and time pyxclib's algorithm and napkinXC too")
     parser.add_argument("--contestant", choices=CONTESTANTS, help=argparse.SUPPRESS)
     parser.add_argument("--inputs", type=Path, help=argparse.SUPPRESS)
+    add_output(parser)
     arguments = parser.parse_args()
     if arguments.contestant:
         print(json.dumps(measure(arguments.contestant, arguments.inputs)))
         return
-    for number, num_rows in enumerate(arguments.rows):
-        compare(num_rows, arguments.peers and number == 0)
+    tables = [compare(rows, arguments.peers and number == 0) for number, rows in enumerate(arguments.rows)]
+    write(arguments.output, *tables)
 
 
 if __name__ == "__main__":

@@ -16,6 +16,7 @@ import time
 from collections.abc import Callable
 
 import torch
+from table import Table, add_output, write
 from torch import Tensor, nn
 
 from hf_xmc.optim import RowSparseAdamW
@@ -92,16 +93,23 @@ def main() -> None:
     parser.add_argument("--device", default="cpu", choices=("cpu", "cuda"))
     parser.add_argument("--repeats", type=int, default=20)
     parser.add_argument("--quick", action="store_true")
+    add_output(parser)
     args = parser.parse_args()
     torch.set_num_threads(1)
     shrink = 64 if args.quick else 1
     touched = NUM_TOUCHED // shrink
-    print(f"| L x D, {touched:,} rows touched | form | ms a step |\n|---|---|---|")
+    table = Table(
+        f"Row-sparse AdamW, {touched:,} rows touched", {"L x D": "", "form": "", "ms a step": ".2f", "x dense": ".2f"}
+    )
     for num_rows, dim in ((131_072, 384), (30_000, 64), (300_000, 64), (3_000_000, 64)):
         gradients = make_gradients(num_rows // shrink, dim, touched, args.device)
         with_dense = num_rows < 1_000_000 or args.device == "cuda"  # its gradient, weight and moments are all dense
-        for name, milliseconds in measure(forms(gradients, with_dense), args.repeats, args.device).items():
-            print(f"| {num_rows // shrink:,} x {dim} | {name} | {milliseconds:.2f} |")
+        times = measure(forms(gradients, with_dense), args.repeats, args.device)
+        dense = times.get("torch AdamW, fused, dense")
+        for name, milliseconds in times.items():
+            ratio = None if dense is None else milliseconds / dense
+            table.add(f"{num_rows // shrink:,} x {dim}", name, milliseconds, ratio)
+    write(args.output, table)
 
 
 if __name__ == "__main__":
