@@ -1,0 +1,172 @@
+"""Raw text to label strings: p50 and p99 of single queries, queries per CPU second in batch, for each kind of index.
+
+    python benchmarks/serving.py --data_dir DIR --model FOLDER --output benchmarks/results/serving.json
+    python benchmarks/serving.py --peers pecos-1 pecos-3 omikuji        label trees beside ours, see peers/servers.py
+    python benchmarks/serving.py --quick                                 the tiny set, to see that everything runs
+
+FOLDER is what a recipe saved with a memory; without one, recipes/unidec.py trains three epochs of the static preset
+with lf-gutenberg-titles' settings first. One thread, CPU seconds. Forms take turns, --repeats times: the least p50 and
+p99 and the best batch count. recall@100 is that of the index, against exact search over the same label vectors.
+"folded" is the memory folded into the label vectors, which costs nothing in search; it has the last kind of index.
+"""
+
+from __future__ import annotations
+
+import argparse
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import torch
+from peers.environment import default_folder, peers_python
+from peers.servers import PeerServer
+from peers.tasks import export_task
+from table import Table, add_output, write
+
+import hf_xmc
+from hf_xmc.memory_fit import fold_rows
+
+RECIPES = Path(__file__).parent.parent / "recipes"
+TINY = RECIPES / "data" / "lf-gutenberg-science-tiny"
+
+
+@dataclass
+class Form:
+    """What is timed: ``single(count)`` gives CPU seconds of each query, ``batch(count)`` of all together."""
+
+    name: str
+    index: str
+    single: Callable[[int], list[float]]
+    batch: Callable[[int], float]
+    recall: float | None = None
+    megabytes: float | None = None
+    p50: list[float] = field(default_factory=list)
+    p99: list[float] = field(default_factory=list)
+    rates: list[float] = field(default_factory=list)
+
+    def measure(self, num_single: int, num_batch: int) -> None:
+        times = self.single(num_single)
+        self.p50.append(float(np.percentile(times, 50)))
+        self.p99.append(float(np.percentile(times, 99)))
+        self.rates.append(num_batch / self.batch(num_batch))
+
+
+def train(data_dir: Path, folder: Path) -> None:
+    """The static preset, three epochs."""
+    config = RECIPES / "configs" / "lf-gutenberg-titles" / "unidec.yaml"
+    settings = ["refit=false", "memory=true", "num_train_epochs=3", f"output_dir={folder}"]
+    command = [sys.executable, str(RECIPES / "unidec.py"), "--config", str(config), "--data_dir", str(data_dir)]
+    subprocess.run([*command, *settings], check=True)
+
+
+def ours(
+    name: str, retriever: hf_xmc.Retriever, index: hf_xmc.LabelIndex, texts: list[str], top_k: int, memory: bool
+) -> Form:
+    def predict(some: list[str]) -> float:
+        retriever.index = index
+        start = time.process_time()
+        answers = retriever.predict(some, top_k, memory=memory)
+        seconds = time.process_time() - start
+        if len(answers) != len(some) or not all(isinstance(answer[0]["label"], str) for answer in answers):
+            raise RuntimeError("a query came back without a label")
+        return seconds
+
+    index.build()
+    return Form(
+        name,
+        index.kind,
+        lambda count: [predict([text]) for text in texts[:count]],
+        lambda count: predict(texts[:count]),
+        megabytes=(index.num_bytes + (retriever.memory.num_bytes if memory else 0)) / 1e6,
+    )
+
+
+def recall(index: hf_xmc.LabelIndex, queries: np.ndarray) -> float:
+    exact = hf_xmc.LabelIndex(index.vectors, index.alive, "exact").search(queries, 100)[0]
+    found = index.search(queries, 100)[0]
+    return float(np.mean([np.isin(a, b).mean() for a, b in zip(exact, found, strict=True)]))
+
+
+def tree(peer: PeerServer, name: str, top_k: int) -> Form:
+    return Form(name, "tree", lambda count: peer.single(0, count, top_k), lambda count: peer.batch(0, count, top_k))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data_dir", type=Path, default=RECIPES / "data" / "lf-gutenberg-titles")
+    parser.add_argument("--model", type=Path)
+    parser.add_argument("--kinds", nargs="*", default=["exact", "half", "int8", "hnsw", "pq"])
+    parser.add_argument("--top_k", type=int, nargs="*", default=[5, 100])
+    parser.add_argument("--peers", nargs="*", default=[], help="pecos-1, pecos-3, omikuji, napkinxc")
+    parser.add_argument("--peers_env", type=Path, default=default_folder())
+    parser.add_argument("--single", type=int, default=300)
+    parser.add_argument("--batch", type=int, default=2000)
+    parser.add_argument("--repeats", type=int, default=2)
+    parser.add_argument("--quick", action="store_true")
+    add_output(parser)
+    args = parser.parse_args()
+    if args.quick:
+        args.data_dir, args.single, args.batch, args.repeats = TINY, 10, 50, 1
+    torch.set_num_threads(1)
+    data = hf_xmc.load_lf(args.data_dir)
+    texts = data.test["text"][:]
+    table = Table(
+        "Serving, raw text to label strings",
+        {
+            "form": "",
+            "index": "",
+            "top k": "d",
+            "p50 ms": ".2f",
+            "p99 ms": ".2f",
+            "queries/CPU s": ",.0f",
+            "recall@100": ".4f",
+            "searched MB": ".1f",
+        },
+        about=f"{data.name}, {data.num_labels:,} labels, a static encoder. One thread, CPU seconds; p50 and p99 of "
+        f"{args.single} single queries, batches of {args.batch}.",
+    )
+    with tempfile.TemporaryDirectory() as scratch, ExitStack() as stack:
+        folder = args.model or Path(scratch) / "model"
+        if args.model is None:
+            train(args.data_dir, folder)
+        retriever = hf_xmc.Retriever.from_pretrained(folder, device="cpu")
+        vectors, alive = retriever.index.vectors, retriever.index.alive
+        queries = retriever.encoder.query_vectors(texts[: args.batch])
+        keys = retriever.encoder.key_vectors(data.train["text"][:])
+        # Like queries to come, and none of the timed ones.
+        known = {"recall_queries": retriever.encoder.query_vectors(data.train["text"][:1000])}
+        folded = fold_rows(vectors, keys, data.to_csr("train"))
+        found: list[tuple[int, Form]] = []
+        indexes = [("labels only", hf_xmc.LabelIndex(vectors, alive, kind, **known)) for kind in args.kinds]
+        indexes += [("folded", hf_xmc.LabelIndex(folded, alive, kind, **known)) for kind in args.kinds[-1:]]
+        for name, index in indexes:
+            share = recall(index, queries)
+            for top_k in args.top_k:
+                form = ours(name, retriever, index, texts, top_k, memory=False)
+                form.recall = share
+                found.append((top_k, form))
+        if retriever.memory is not None:
+            for top_k in args.top_k:
+                found.append((top_k, ours("with memory", retriever, indexes[0][1], texts, top_k, memory=True)))
+        if args.peers:
+            export_task(data, Path(scratch) / "task")
+        for name in args.peers:
+            peer = stack.enter_context(PeerServer(peers_python(args.peers_env), name, Path(scratch) / "task"))
+            found += [(top_k, tree(peer, name, top_k)) for top_k in args.top_k]
+        for _ in range(args.repeats):
+            for _, form in found:
+                form.measure(args.single, args.batch)
+        for top_k, form in found:
+            times = 1000 * min(form.p50), 1000 * min(form.p99)
+            table.add(form.name, form.index, top_k, *times, max(form.rates), form.recall, form.megabytes)
+    write(args.output, table)
+
+
+if __name__ == "__main__":
+    main()
