@@ -40,6 +40,7 @@ LAYERS: dict[str, int] = {
     "packing": 0,
     "pretrained": 0,
     "hub.pipeline_xmc": 0,
+    "hub.memory_xmc": 0,
     "hub.search_xmc": 0,
     "hub.server_xmc": 0,
     "data": 1,

@@ -58,9 +58,11 @@ AutoModel.register(XMCStaticConfig, XMCStaticModel, exist_ok=True)
 class XMCRetrievalPipeline(Pipeline):
     """Predicts labels for texts: ``[{"label": str, "score": float, "label_id": int}, ...]``, best first.
 
-    Args of a call: a text or a list of texts; ``batch_size``; ``top_k`` (5), the number of labels; ``memory``, whether
-    training rows vote (None: if the repo has a memory); ``return_evidence``, whether each label comes with the
-    training rows and the label text behind it, and ``num_evidence`` (3), how many rows.
+    Args of a call: a text or a list of texts; ``batch_size``; ``top_k`` (5), the number of labels; ``threshold``, the
+    least score; ``min_precision``, the expected precision of a text's labels, and ``candidates``, the ids of the only
+    labels to choose from; ``memory``, whether training rows vote (None: if the repo has a memory); and
+    ``return_evidence``, whether each label comes with the training rows and the label text behind it, of which
+    ``num_evidence`` (3) rows.
     """
 
     _load_tokenizer = True
@@ -113,10 +115,11 @@ class XMCRetrievalPipeline(Pipeline):
     # -- the pipeline -------------------------------------------------------------------------------------------------
 
     def _sanitize_parameters(self, **kwargs: Any) -> tuple[dict, dict, dict]:
-        names = ("top_k", "memory", "return_evidence", "num_evidence")
+        checked = ("top_k", "min_precision", "candidates", "memory", "return_evidence")
+        names = (*checked, "threshold", "num_evidence")
         asked = {name: kwargs[name] for name in names if kwargs.get(name) is not None}
         if hasattr(self, "label_search"):
-            self.label_search.check(**{name: asked[name] for name in names[:3] if name in asked})
+            self.label_search.check(**{name: asked[name] for name in checked if name in asked})
         return {}, asked, {}
 
     def preprocess(self, text: str) -> dict[str, torch.Tensor]:

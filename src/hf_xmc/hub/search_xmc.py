@@ -6,9 +6,7 @@ This file travels inside every published repo, beside the pipeline and the serve
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
-from dataclasses import dataclass
-from functools import cached_property
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import numpy as np
@@ -18,10 +16,16 @@ try:
     import faiss
 except ImportError:
     faiss = None
+try:
+    from .memory_xmc import Memory, Vote, best
+except ImportError:  # imported from the repo's own folder, which is no package
+    from memory_xmc import Memory, Vote, best
 
 FORMAT_VERSION = 1
-# Scores of a brute-force search held at once, and keys of the memory decoded at once.
-_SCORES_AT_ONCE, _KEYS_AT_ONCE = 1 << 24, 1 << 14
+# Scores of a brute-force search held at once.
+_SCORES_AT_ONCE = 1 << 24
+# Best scores of a query that tell what any of its scores means; as in hf_xmc.calibration.
+_CONTEXT = 100
 
 # Gives the local path of a file of the repo, or None where the repo has no such file.
 Files = Callable[[str], "str | None"]
@@ -47,7 +51,9 @@ class LabelSearch:
         self.vectors = self._read_vectors()  # (L, D)
         self.index = self._read_index()
         path = files("memory/memory.safetensors")
-        self.memory = None if path is None else _Memory(path, self)
+        self.memory = None if path is None else Memory(path, lambda: read_json(files, "memory/texts.json"), self)
+        path = files("calibration.json")
+        self.calibration = None if path is None else read_json(files, "calibration.json")["calibration"]
 
     def _read_vectors(self) -> np.ndarray:
         path = required(self.files, "label_embeddings.safetensors")
@@ -72,7 +78,19 @@ class LabelSearch:
 
     def _read_index(self) -> Any:
         path = self.files("index.faiss") if faiss is not None else None
-        return None if path is None else faiss.read_index(path, faiss.IO_FLAG_MMAP)
+        about = self.files("index.json")
+        if path is None or about is None:
+            return None
+        try:
+            index = faiss.read_index(path, faiss.IO_FLAG_MMAP)
+        except RuntimeError:  # damaged; the vectors are searched without it
+            return None
+        about = read_json(self.files, "index.json")
+        if about["kind"] == "hnsw":
+            faiss.downcast_index(index).hnsw.efSearch = about["effort"]
+        elif about["kind"] == "ivf":
+            faiss.extract_index_ivf(index).nprobe = about["effort"]
+        return index if index.ntotal == len(self.labels) else None
 
     # -- labels -------------------------------------------------------------------------------------------------------
 
@@ -81,220 +99,148 @@ class LabelSearch:
         queries: np.ndarray,
         top_k: int = 5,
         *,
+        threshold: float | None = None,
+        min_precision: float | None = None,
+        candidates: Iterable[int] | None = None,
         memory: bool | None = None,
         return_evidence: bool = False,
         num_evidence: int = 3,
     ) -> list[list[dict[str, Any]]]:
-        """The best labels of each query (B, D) float32: ``{"label": str, "score": float, "label_id": int}``.
+        """The best labels of each query; what ``Retriever.predict`` answers.
 
         Args:
             queries: (B, D) float32.
             top_k: Labels of each query, at most the number of labels.
+            threshold: The least score of a label that is kept.
+            min_precision: In (0, 1]: keep the longest list whose mean probability reaches this.
+            candidates: Ids of the only labels to choose from; None for all.
             memory: Whether training rows vote; None: if there is a memory.
             return_evidence: Whether each label comes with the training rows and the label text behind it.
             num_evidence: Training rows shown for a label.
 
+        Returns:
+            B lists of ``{"label": str, "score": float, "label_id": int}``, and "probability" where the scores are
+            calibrated, and "evidence" where it is asked for.
+
         Raises:
-            ValueError: for a top_k out of range, or a memory that is asked for but not there.
+            ValueError: for a top_k or candidates out of range, or a memory or probabilities that are not there.
         """
-        self.check(top_k, memory, return_evidence)
-        votes = None
-        if self.memory is not None and (memory is not False or return_evidence):
-            votes = self.memory.vote(queries, top_k)
-        if votes is None or memory is False:
-            found = list(zip(*self.search(queries, top_k), strict=True))
-        else:
-            found = [(vote.ids, vote.scores) for vote in votes]
-        answers = [
-            [
-                {"label": self.labels[i], "score": score, "label_id": i}
-                for i, score in zip(ids.tolist(), scores.tolist(), strict=True)
-            ]
-            for ids, scores in found
-        ]
-        if return_evidence and self.memory is not None and votes is not None:
-            for query, vote, answer in zip(queries, votes, answers, strict=True):
-                for label in answer:
-                    label["evidence"] = self.memory.evidence(query, vote, label["label_id"], num_evidence)
+        chosen = self.check(top_k, min_precision, candidates, memory, return_evidence)
+        uses_memory = self.memory is not None and memory is not False
+        fitted = self._fitted(uses_memory)
+        places = top_k if chosen is None else min(top_k, len(chosen))
+        nearest = self._voted if uses_memory else self._searched
+        # What a score means depends on the best ones among all labels.
+        context = nearest(queries, max(places, _CONTEXT), None) if fitted else []
+        found = context if fitted and chosen is None else nearest(queries, places, chosen)
+        votes: list[Vote] = []
+        if return_evidence and self.memory is not None:
+            votes = self.memory.vote(queries, 0, chosen)
+        answers = []
+        for i, (ids, scores) in enumerate(found):
+            ids, scores = ids[:places], scores[:places]
+            kept = np.ones(len(ids), dtype=bool) if threshold is None else scores >= threshold
+            probabilities = _probabilities(fitted, scores, context[i][1]) if fitted else None
+            if min_precision is not None and probabilities is not None:
+                means = np.cumsum(np.where(kept, probabilities, 0)) / np.arange(1, len(ids) + 1)
+                kept &= np.arange(len(ids)) < (means >= min_precision).sum()
+            answer = []
+            for place in np.flatnonzero(kept):
+                label_id = int(ids[place])
+                label = {"label": self.labels[label_id], "score": float(scores[place]), "label_id": label_id}
+                if probabilities is not None:
+                    label["probability"] = float(probabilities[place])
+                if votes and self.memory is not None:
+                    label["evidence"] = self.memory.evidence(queries[i], votes[i], label_id, num_evidence)
+                answer.append(label)
+            answers.append(answer)
         return answers
 
-    def check(self, top_k: int = 1, memory: bool | None = None, return_evidence: bool = False) -> None:
-        """Refuse what :meth:`predict` cannot do."""
+    def check(
+        self,
+        top_k: int = 1,
+        min_precision: float | None = None,
+        candidates: Iterable[int] | None = None,
+        memory: bool | None = None,
+        return_evidence: bool = False,
+    ) -> np.ndarray | None:
+        """Refuse what :meth:`predict` cannot do; returns the candidates, each once and ascending."""
         num_labels = int(self.alive.sum())
         if not 1 <= top_k <= num_labels:
             raise ValueError(f"top_k must lie between 1 and the {num_labels} labels, got {top_k}")
         if self.memory is None and (memory or return_evidence):
             raise ValueError("this repo has no memory; make one: Retriever.remember(texts, truth), and save it again")
+        if min_precision is not None:
+            if not 0 < min_precision <= 1:
+                raise ValueError(f"min_precision must lie in (0, 1], got {min_precision}")
+            if self._fitted(self.memory is not None and memory is not False) is None:
+                raise ValueError("min_precision needs probabilities; make them: Retriever.calibrate(texts, truth)")
+        if candidates is None:
+            return None
+        ids = np.unique(np.asarray(list(candidates), dtype=np.int64))
+        wrong = [int(i) for i in ids if not 0 <= i < len(self.labels) or not self.alive[i]]
+        if wrong or not len(ids):
+            raise ValueError(f"candidates must be ids of the {num_labels} labels present, got {wrong[:10] or 'none'}")
+        return ids
 
-    def search(self, queries: np.ndarray, count: int) -> tuple[np.ndarray, np.ndarray]:
+    def _fitted(self, memory: bool) -> dict[str, Any] | None:
+        return self.calibration if self.calibration and self.calibration["memory"] == memory else None
+
+    def _voted(self, queries: np.ndarray, count: int, candidates: np.ndarray | None) -> list[Any]:
+        assert self.memory is not None
+        return [(vote.ids, vote.scores) for vote in self.memory.vote(queries, count, candidates)]
+
+    def _searched(self, queries: np.ndarray, count: int, candidates: np.ndarray | None) -> list[Any]:
+        return list(zip(*self.search(queries, count, candidates), strict=True))
+
+    def search(
+        self, queries: np.ndarray, count: int, candidates: np.ndarray | None = None
+    ) -> tuple[np.ndarray, np.ndarray]:
         """(B, D) -> the ``count`` labels of the largest inner product, at most all: ids and scores (B, count), scores
         descending, equal scores by ascending id."""
-        num_alive = int(self.alive.sum())
-        count = min(count, num_alive)
+        if candidates is not None:
+            places, scores = self._scan(queries, count, candidates)
+            return candidates[places], scores
+        alive = np.flatnonzero(self.alive)
         if self.index is None:
-            return self._scan(queries, count)
-        # One more shows whether the cut falls among equal scores.
-        depth = min(count + 1, num_alive)
-        rows = None if self.index.ntotal < len(self.labels) else self.alive
-        params = None
-        if rows is not None and not rows.all():
-            params = faiss.SearchParameters(sel=faiss.IDSelectorBatch(np.flatnonzero(rows)))
-        scores, ids = self.index.search(queries, depth, params=params)
-        if rows is None:  # an index of the labels that are left
-            ids = np.flatnonzero(self.alive)[ids]
-        if depth > count:
-            tied = np.flatnonzero(scores[:, count - 1] == scores[:, count])
-            for row in tied:
-                ids[row : row + 1, :count], scores[row : row + 1, :count] = self._scan(queries[row : row + 1], count)
-        ids, scores = ids[:, :count], scores[:, :count]
+            places, scores = self._scan(queries, count, alive)
+            return alive[places], scores
+        count = min(count, len(alive))
+        # More than are wanted: some were removed, and the index may round what it compares.
+        ids = self.index.search(queries, min(count + max(64, count // 2), len(self.labels)))[1]
+        scores = np.stack([self.vectors[found] @ query for found, query in zip(ids, queries, strict=True)])
+        scores[(ids < 0) | ~self.alive[ids]] = -np.inf
         order = np.lexsort((ids, -scores))
-        return np.take_along_axis(ids, order, 1), np.take_along_axis(scores, order, 1)
-
-    def _scan(self, queries: np.ndarray, count: int) -> tuple[np.ndarray, np.ndarray]:
-        found = []
-        step = max(1, _SCORES_AT_ONCE // max(1, len(self.vectors)))
-        for start in range(0, len(queries), step):
-            scores = queries[start : start + step] @ self.vectors.T  # (B, L)
-            scores[:, ~self.alive] = -np.inf
-            found.append(best(scores, count))
-        return tuple(np.concatenate(part) for part in zip(*found, strict=True))  # type: ignore[return-value]
-
-
-@dataclass(frozen=True)
-class _Vote:
-    """The labels of one query, and all votes behind them."""
-
-    ids: np.ndarray  # (k,) int64, best first
-    scores: np.ndarray  # (k,) float32
-    voter: np.ndarray  # (v,) place in the rows found, -1 for the label's own text
-    label: np.ndarray  # (v,) int64
-    value: np.ndarray  # (v,) float64
-    row_ids: np.ndarray  # (b,) int64, the rows found
-    row_scores: np.ndarray  # (b,) float32
-
-
-class _Memory:
-    """Training rows that vote for their labels beside the label texts (RAE-XMC, arXiv 2502.10615)."""
-
-    def __init__(self, path: str, labels: LabelSearch) -> None:
-        self.labels = labels
-        self.file = safe_open(path, "numpy")
-        metadata = self.file.metadata()
-        check_version(int(metadata["format_version"]), "memory/memory.safetensors")
-        self.form = json.loads(metadata["form"])
-        names = self.file.keys()
-        self.keys = self.file.get_slice("keys")  # (N, D), read block by block
-        self.scales = self.file.get_tensor("key_scales") if "key_scales" in names else None  # (N,)
-        self.indptr, self.indices = self.file.get_tensor("indptr"), self.file.get_tensor("indices")
-        self.votes = self.file.get_tensor("votes") if "votes" in names else np.ones(len(self.indices), np.float32)
-        self.lambdas = self._lambdas(np.bincount(self.indices, minlength=len(labels.labels)))  # (L,)
-
-    @cached_property
-    def texts(self) -> list[str]:
-        """The training rows' own texts, read when evidence is first shown."""
-        return read_json(self.labels.files, "memory/texts.json")
-
-    def _lambdas(self, counts: np.ndarray) -> np.ndarray:
-        weight, power = self.form["row_weight"], self.form["frequency_power"]
-        if weight in (0, 1) or not power:
-            return np.full(len(counts), float(weight))
-        logits = np.log(weight / (1 - weight)) + power * np.log((counts + 1) / 2)
-        return 1 / (1 + np.exp(-np.clip(logits, -700, 700)))
-
-    def vote(self, queries: np.ndarray, top_k: int) -> list[_Vote]:
-        """For each query at most ``top_k`` labels, those of the most votes."""
-        num_keys, batch = self.form["num_keys"], len(queries)
-        none = np.zeros((batch, 0), np.int64), np.zeros((batch, 0), np.float32)
-        row_ids, row_scores = self._nearest(queries, num_keys) if self.form["row_weight"] > 0 else none
-        label_ids, label_scores = self.labels.search(queries, num_keys) if self.form["row_weight"] < 1 else none
-        return [self._vote(*parts, top_k) for parts in zip(row_ids, row_scores, label_ids, label_scores, strict=True)]
-
-    def _vote(
-        self, row_ids: np.ndarray, row_scores: np.ndarray, label_ids: np.ndarray, label_scores: np.ndarray, top_k: int
-    ) -> _Vote:
-        scores = np.concatenate([row_scores, label_scores]).astype(np.float64)  # rows win ties
-        order = np.argsort(-scores, kind="stable")[: self.form["num_keys"]]
-        order = order[scores[order] > -np.inf]
-        weights = np.zeros(len(scores))
-        if len(order):
-            parts = np.exp(self.form["scale"] * (scores[order] - scores[order[0]]))
-            weights[order] = parts / parts.sum()
-        row_weights, label_weights = weights[: len(row_ids)], weights[len(row_ids) :]
-        voters, texts = np.flatnonzero(row_weights), np.flatnonzero(label_weights)
-        rows = row_ids[voters]
-        sizes = self.indptr[rows + 1] - self.indptr[rows]
-        within = np.arange(sizes.sum()) - np.repeat(np.cumsum(sizes) - sizes, sizes)
-        at = np.repeat(self.indptr[rows], sizes) + within
-        voter = np.concatenate([np.repeat(voters, sizes), np.full(len(texts), -1)])  # -1: the label's own text
-        label = np.concatenate([self.indices[at].astype(np.int64), label_ids[texts]])
-        value = np.concatenate(
-            [
-                self.lambdas[self.indices[at]] * np.repeat(row_weights[voters], sizes) * self.votes[at],
-                (1 - self.lambdas[label_ids[texts]]) * label_weights[texts],
-            ]
-        )
-        here = self.labels.alive[label]
-        voter, label, value = voter[here], label[here], value[here]
-        ids, place = np.unique(label, return_inverse=True)
-        totals = np.bincount(place, weights=value, minlength=len(ids))
-        first = np.lexsort((ids, -totals))[:top_k]
-        return _Vote(ids[first], totals[first].astype(np.float32), voter, label, value, row_ids, row_scores)
-
-    def evidence(self, query: np.ndarray, vote: _Vote, label_id: int, count: int) -> dict[str, Any]:
-        """What made one label: its text's score and share, and the training rows of the largest share."""
-        mine = (vote.label == label_id) & (vote.value > 0)
-        voter, value, row_ids = vote.voter[mine], vote.value[mine], vote.row_ids
-        shares = value / max(float(value.sum()), np.finfo(np.float64).tiny)
-        rows = np.flatnonzero(voter >= 0)
-        rows = rows[np.lexsort((row_ids[voter[rows]], -shares[rows]))][:count]
-        return {
-            "label": {
-                "score": float(self.labels.vectors[label_id] @ query),
-                "share": float(shares[voter < 0].sum()),
-            },
-            "rows": [
-                {
-                    "text": self.texts[row_ids[voter[row]]],
-                    "row": int(row_ids[voter[row]]),
-                    "score": float(vote.row_scores[voter[row]]),
-                    "share": float(shares[row]),
-                }
-                for row in rows
-            ],
-        }
-
-    def _nearest(self, queries: np.ndarray, count: int) -> tuple[np.ndarray, np.ndarray]:
-        """(B, at most count) rows that have labels, and their scores, equal scores by ascending row."""
-        ids, scores = np.zeros((len(queries), 0), np.int64), np.zeros((len(queries), 0), np.float32)
-        num_rows = len(self.indptr) - 1
-        for first in range(0, num_rows, _KEYS_AT_ONCE):
-            last = min(first + _KEYS_AT_ONCE, num_rows)
-            block = queries @ self.keys[first:last].astype(np.float32).T  # (B, C)
-            if self.scales is not None:
-                block *= self.scales[first:last]
-            block[:, self.indptr[first + 1 : last + 1] == self.indptr[first:last]] = -np.inf
-            block_ids, block_scores = best(block, min(count, last - first))
-            scores = np.hstack([scores, block_scores])
-            ids = np.hstack([ids, block_ids + first])
-            order = np.argsort(-scores, axis=1, kind="stable")[:, :count]
-            ids, scores = np.take_along_axis(ids, order, 1), np.take_along_axis(scores, order, 1)
+        ids, scores = np.take_along_axis(ids, order, 1), np.take_along_axis(scores, order, 1)
+        whole = ids.shape[1] >= len(self.labels)
+        # Too few were found, or equal scores may go on beyond what was found.
+        short = (scores[:, count - 1] == -np.inf) | ((scores[:, count - 1] == scores[:, -1]) & (not whole))
+        ids, scores = ids[:, :count].copy(), scores[:, :count].copy()
+        for row in np.flatnonzero(short):
+            places, every = self._scan(queries[row : row + 1], count, alive)
+            ids[row], scores[row] = alive[places[0]], every[0]
         return ids, scores
 
+    def _scan(self, queries: np.ndarray, count: int, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Places among ``rows`` and scores (B, at most count), by looking at every row."""
+        vectors = self.vectors if len(rows) == len(self.labels) else self.vectors[rows]
+        step = max(1, _SCORES_AT_ONCE // max(1, len(rows)))
+        found = [
+            best(queries[start : start + step] @ vectors.T, min(count, len(rows)))
+            for start in range(0, len(queries), step)
+        ]
+        places, scores = zip(*found, strict=True)
+        return np.concatenate(places), np.concatenate(scores)
 
-def best(scores: np.ndarray, count: int) -> tuple[np.ndarray, np.ndarray]:
-    """(B, C) -> places and values (B, count) of the largest scores, equal ones by ascending place."""
-    if count < scores.shape[1]:
-        places = np.argpartition(-scores, count, axis=1)
-        values = np.take_along_axis(scores, places[:, : count + 1], 1)
-        tied = np.flatnonzero(values[:, :count].min(1, initial=np.inf) == values[:, count])
-        places = places[:, :count]
-        for row in tied:  # the cut falls among equal scores
-            places[row] = np.argsort(-scores[row], kind="stable")[:count]
-    else:
-        places = np.broadcast_to(np.arange(count), (len(scores), count))
-    values = np.take_along_axis(scores, places, 1)
-    order = np.lexsort((places, -values))
-    return np.take_along_axis(places, order, 1), np.take_along_axis(values, order, 1)
+
+def _probabilities(fitted: dict[str, Any], scores: np.ndarray, context: np.ndarray) -> np.ndarray:
+    """(K,) scores of a query and its ``_CONTEXT`` best ones -> (K,) probabilities; see hf_xmc.calibration."""
+    if not len(context):
+        return np.zeros(len(scores))
+    context = context[:_CONTEXT].astype(np.float64)
+    mass = context[0] + np.log(np.exp(fitted["scale"] * (context - context[0])).sum()) / fitted["scale"]
+    logits = fitted["slope"] * scores.astype(np.float64) + fitted["top"] * context[0] + fitted["mass"] * mass
+    return 1 / (1 + np.exp(-np.clip(logits + fitted["offset"], -700, 700)))
 
 
 def read_json(files: Files, name: str) -> Any:
