@@ -9,8 +9,9 @@ import torch
 from conftest import make_bert_encoder, make_static_encoder, make_words_data
 
 from hf_xmc import XMCEncoder, XMCTrainer, XMCTrainingArguments
-from hf_xmc.losses import UnifiedLoss
-from hf_xmc.mining import MiningCallback, mine_hard_negatives
+from hf_xmc.data.gandalf import label_rows
+from hf_xmc.losses import LabelNeighbours, LabelTerms, UnifiedLoss
+from hf_xmc.mining import MiningCallback, mine_hard_negatives, nearest_labels
 
 
 def slow_mine(queries: np.ndarray, labels: np.ndarray, known: set[tuple[int, int]], depth: int) -> list[list[int]]:
@@ -32,6 +33,16 @@ def test_mined_labels_are_the_nearest_that_are_not_known(depth: int) -> None:
     assert mined.tolist() == slow_mine(queries, labels, known, depth) and mined.dtype == np.int32
 
 
+@pytest.mark.parametrize(("start", "stop"), [(0, 12), (5, 8), (3, 3)])
+def test_the_nearest_labels_of_a_share_are_others_and_ordered(start: int, stop: int) -> None:
+    labels = np.random.default_rng(0).standard_normal((12, 5), dtype=np.float32)
+    labels /= np.linalg.norm(labels, axis=1, keepdims=True)
+    ids, cosines = nearest_labels(labels, start, stop, 4)
+    own = {(j - start, j) for j in range(start, stop)}
+    assert ids.tolist() == slow_mine(labels[start:stop], labels, own, 4) and ids.shape == (stop - start, 4)
+    np.testing.assert_allclose(cosines, np.einsum("nd,nkd->nk", labels[start:stop], labels[ids]), atol=1e-6)
+
+
 def test_the_callback_mines_for_the_dual_encoder_and_never_a_positive_or_a_filtered_label() -> None:
     data, encoder = make_words_data(), make_static_encoder()
     mined = torch.full((64, 5), -1, dtype=torch.int32)
@@ -51,7 +62,10 @@ def make_trainer(encoder: XMCEncoder, out: Path, **kwargs: object) -> XMCTrainer
         hard_negatives=2, mining_depth=4, cluster_batches=True, refresh_epochs=2, save_strategy="steps", save_steps=5,
         logging_steps=1, weight_decay=0.01, **kwargs,
     )  # fmt: skip
-    return XMCTrainer(encoder, args, make_words_data(), UnifiedLoss(encoder, symmetric_weight=0.5, bce_weight=1.0))
+    data = make_words_data()
+    terms = LabelTerms(label_rows(data.to_csr("train")), neighbours=LabelNeighbours(17, 3, min_cosine=0.1))
+    loss = UnifiedLoss(encoder, symmetric_weight=0.5, bce_weight=1.0, label_terms=terms)
+    return XMCTrainer(encoder, args, data, loss)
 
 
 def unidec_encoder(folder: Path, seed: int = 0) -> XMCEncoder:
@@ -76,6 +90,9 @@ def test_a_run_killed_in_mid_epoch_resumes_to_the_numbers_of_an_uninterrupted_on
     for (name, ours), theirs in zip(again.model.named_parameters(), whole.model.parameters(), strict=True):
         np.testing.assert_array_equal(ours.detach().numpy(), theirs.detach().numpy(), err_msg=name)
     assert torch.equal(again.miner.mined, whole.miner.mined)
+    assert torch.equal(again.miner.neighbours.ids, whole.miner.neighbours.ids)
+    assert torch.equal(again.miner.neighbours.cosines, whole.miner.neighbours.cosines)
+    assert not whole.miner.neighbours.is_empty
     losses = [[e["loss"] for e in t.state.log_history if "loss" in e] for t in (whole, again)]
     assert losses[0] == losses[1]
 
