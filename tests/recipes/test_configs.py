@@ -1,0 +1,90 @@
+"""Every shipped config is one that its recipe, or accelerate, accepts."""
+
+from __future__ import annotations
+
+import ast
+import sys
+import types
+from dataclasses import is_dataclass
+from pathlib import Path
+
+import pytest
+import yaml
+from accelerate.commands.config.config_args import load_config_from_file
+
+from hf_xmc.data.catalog import BENCHMARKS
+from hf_xmc.recipe_config import read_recipe_config
+
+RECIPES = Path(__file__).resolve().parent.parent.parent / "recipes"
+CONFIGS = sorted((RECIPES / "configs").glob("*/*.yaml"))
+
+
+def arguments_of(recipe: Path) -> type:
+    """The recipe's dataclass, made without running the recipe: its imports, its constants and the class."""
+    tree = ast.parse(recipe.read_text(encoding="utf8"))
+    first = next(place for place, node in enumerate(tree.body) if isinstance(node, ast.ClassDef))
+    module = types.ModuleType(f"head_of_{recipe.stem}")
+    module.__file__ = str(recipe)
+    sys.modules[module.__name__] = module  # dataclasses look there for the meaning of annotations
+    exec(compile(ast.Module(tree.body[: first + 1], []), str(recipe), "exec"), vars(module))
+    return getattr(module, tree.body[first].name)  # type: ignore[attr-defined]
+
+
+@pytest.fixture(scope="module")
+def recipes() -> dict[str, type]:
+    stems = {file.stem for file in CONFIGS}
+    return {stem: arguments_of(RECIPES / f"{stem}.py") for stem in stems}
+
+
+@pytest.mark.parametrize("file", CONFIGS, ids=lambda file: f"{file.parent.name}/{file.stem}")
+def test_a_recipe_accepts_its_config(
+    file: Path, recipes: dict[str, type], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr("hf_xmc.recipe_config.share_cores", lambda: None)  # it would change the threads of later tests
+    assert is_dataclass(recipes[file.stem])
+    own, args = read_recipe_config(recipes[file.stem], "", ["--config", str(file), "use_cpu=true"])
+    given = yaml.safe_load(file.read_text())
+    for name, value in given.items():
+        came = getattr(own, name) if hasattr(own, name) else getattr(args, name)
+        if name not in ("output_dir", "learning_rate_mapping"):  # a mapping gains the classifier's rate
+            assert str(came).removeprefix("SaveStrategy.").lower() in (str(value), str(value).lower()) or came == value
+    if "data_dir" in given:
+        assert (RECIPES.parent / given["data_dir"]).is_dir()
+    assert file.parent.name in given["output_dir"] or file.parent.name == "default" or file.stem == "quickstart"
+    if file.parent.name in BENCHMARKS and own.fields:
+        known = BENCHMARKS[file.parent.name]
+        assert (tuple(own.fields), tuple(own.label_fields)) == (known.fields, known.label_fields)
+
+
+def test_every_benchmark_has_a_config_for_every_method() -> None:
+    have = {(file.parent.name, file.stem) for file in CONFIGS}
+    wanted = {(name, method) for name in BENCHMARKS for method in ("dexml", "unidec", "raexmc")}
+    # The papers of the other two do not run it.
+    assert wanted - have == {("eurlex-4k", "unidec"), ("eurlex-4k", "raexmc")}
+    assert {("default", method) for method in ("dexml", "unidec", "raexmc")} <= have
+
+
+@pytest.mark.parametrize(
+    ("name", "kind"),
+    [
+        ("one_process", "NO"),
+        ("multi_gpu", "MULTI_GPU"),
+        ("multi_node", "MULTI_GPU"),
+        ("fsdp", "FSDP"),
+        ("deepspeed", "DEEPSPEED"),
+    ],
+)
+def test_accelerate_loads_its_configs(name: str, kind: str) -> None:
+    file = RECIPES / "accelerate_configs" / f"{name}.yaml"
+    config = load_config_from_file(str(file))
+    assert config.distributed_type == kind
+    assert config.num_machines == (2 if name == "multi_node" else 1)
+    # What nobody has run says so.
+    assert ("ntested" in file.read_text()) == (name != "one_process")
+    assert {f.stem for f in file.parent.glob("*.yaml")} == {
+        "one_process",
+        "multi_gpu",
+        "multi_node",
+        "fsdp",
+        "deepspeed",
+    }
