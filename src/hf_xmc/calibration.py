@@ -109,7 +109,11 @@ def _fit(
     slopes = model.coef_[0] / spread
     loss = log_loss(wanted, model.predict_proba((facts - centre) / spread)[:, 1])
     names = dict(zip(("slope", "top", "mass"), slopes.tolist(), strict=True))
-    return loss, names | {"offset": float(model.intercept_[0] - slopes @ centre), "scale": scale, "memory": memory}
+    return loss, names | {
+        "offset": float(model.intercept_[0] - slopes @ centre),
+        "scale": float(scale),
+        "memory": memory,
+    }
 
 
 def _facts(context: np.ndarray, scale: float) -> tuple[np.ndarray, np.ndarray]:

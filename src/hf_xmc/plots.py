@@ -3,9 +3,59 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
+from hf_xmc.calibration import CalibrationReport
 from hf_xmc.metrics.frequency import FrequencyBin
+
+
+@dataclass(frozen=True)
+class CostPoint:
+    """One model in the cost-quality picture: its CPU seconds, and metric -> (value, low, high) in [0, 1]."""
+
+    name: str
+    cpu_seconds: float
+    metrics: Mapping[str, tuple[float, float, float]]
+
+
+def plot_cost_quality(points: Sequence[CostPoint], path: str | Path) -> Path:
+    """
+    Draw precision@1 and psp@1 against CPU seconds, seconds on a logarithmic axis, with intervals, as a PNG.
+
+    Args:
+        points: one entry per model, each with the metrics ``precision@1`` and ``psp@1``.
+        path: the file to write.
+
+    Returns:
+        The path.
+
+    Raises:
+        ValueError: no point.
+        ImportError: matplotlib is not installed.
+    """
+    if not points:
+        raise ValueError("points are empty; expected at least one model")
+    try:
+        from matplotlib.figure import Figure
+    except ImportError as error:
+        raise ImportError("matplotlib is required for plots: pip install hf_xmc[plots]") from error
+
+    figure = Figure(figsize=(10, 4.5), layout="constrained")
+    axes = figure.subplots(1, 2)
+    for axis, metric, title in zip(axes, ("precision@1", "psp@1"), ("P@1 (%)", "PSP@1 (%)"), strict=True):
+        for number, point in enumerate(points):
+            value, low, high = (100 * each for each in point.metrics[metric])
+            marker = "osD^vP*X"[number // 10 % 8]  # ten colours, then the next marker
+            ends = [[value - low], [high - value]]
+            axis.errorbar(point.cpu_seconds, value, ends, fmt=marker, color=f"C{number % 10}", label=point.name)
+        axis.set_xscale("log")
+        axis.set_xlabel("CPU seconds, training and evaluation")
+        axis.set_title(title)
+        axis.spines[["top", "right"]].set_visible(False)
+    figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=3, frameon=False, fontsize=8)
+    figure.savefig(path, format="png", dpi=150)
+    return Path(path)
 
 
 def plot_head_to_tail(bins: Mapping[str, Sequence[FrequencyBin]], path: str | Path, *, k: int) -> Path:
@@ -49,5 +99,38 @@ def plot_head_to_tail(bins: Mapping[str, Sequence[FrequencyBin]], path: str | Pa
         axis.set_title(title)
         axis.spines[["top", "right"]].set_visible(False)
     figure.legend(*axis.get_legend_handles_labels(), loc="outside lower center", ncols=len(bins), frameon=False)
+    figure.savefig(path, format="png", dpi=150)
+    return Path(path)
+
+
+def plot_reliability(report: CalibrationReport, path: str | Path) -> Path:
+    """
+    Draw the share of right labels over the probability they were given, one line a cut-off, as a PNG.
+
+    Args:
+        report: of `Retriever.calibrate` or `Retriever.reliability`.
+        path: the file to write.
+
+    Returns:
+        The path.
+
+    Raises:
+        ImportError: matplotlib is not installed.
+    """
+    try:
+        from matplotlib.figure import Figure
+    except ImportError as error:
+        raise ImportError("matplotlib is required for plots: pip install hf_xmc[plots]") from error
+
+    figure = Figure(figsize=(5, 5), layout="constrained")
+    axis = figure.subplots()
+    axis.plot([0, 1], [0, 1], color="gray", linestyle="dotted", linewidth=1)
+    for part in report.parts:
+        points = [(each.probability, each.right) for each in part.bins]
+        axis.plot(*zip(*points, strict=True), marker="o", markersize=4, label=f"top-{part.k}, error {part.error:.3f}")
+    axis.set(xlim=(0, 1), ylim=(0, 1), aspect="equal", xlabel="probability", ylabel="share of right labels")
+    axis.set_title(f"{report.num_queries:,} texts, bins of equal mass", fontsize=10)
+    axis.spines[["top", "right"]].set_visible(False)
+    axis.legend(frameon=False)
     figure.savefig(path, format="png", dpi=150)
     return Path(path)

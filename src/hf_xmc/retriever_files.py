@@ -9,6 +9,7 @@ import shutil
 import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -24,11 +25,13 @@ from hf_xmc.hub import PUBLISHED_FILES, pipeline_xmc
 from hf_xmc.index import LabelIndex, faiss
 from hf_xmc.lora import has_lora
 from hf_xmc.memory import KnowledgeMemory
+from hf_xmc.plots import plot_reliability
 
 LABELS_FILE, VECTORS_FILE, INDEX_FILE = "labels.json", "label_embeddings.safetensors", "index.faiss"
 MEMORY_FOLDER, MEMORY_TEXTS_FILE, CALIBRATION_FILE = "memory", "texts.json", "calibration.json"
+RELIABILITY_FILE = "reliability.png"
 # Of these a folder that is saved over may hold one of an earlier retriever.
-_OPTIONAL = (INDEX_FILE, "index.json", MEMORY_FOLDER, CALIBRATION_FILE)
+_OPTIONAL = (INDEX_FILE, "index.json", MEMORY_FOLDER, CALIBRATION_FILE, RELIABILITY_FILE)
 _PIPELINES = {"xmc-retrieval": {"impl": "pipeline_xmc.XMCRetrievalPipeline", "pt": ["AutoModel"], "type": "text"}}
 logger = logging.getLogger(__name__)
 _WAY_OUT = "fetch or save the repo again"
@@ -123,6 +126,8 @@ def write_parts(parts: RetrieverParts, folder: Path) -> None:
         _write_json(parts.memory_texts, folder / MEMORY_FOLDER / MEMORY_TEXTS_FILE)
     if parts.calibration is not None:
         parts.calibration.save(folder / CALIBRATION_FILE)
+        if find_spec("matplotlib") is not None:
+            plot_reliability(parts.calibration.report, folder / RELIABILITY_FILE)
     config = json.loads((folder / CONFIG_FILE).read_text(encoding="utf8"))
     config["removed_ids"] = np.flatnonzero(~parts.index.alive).tolist()
     (folder / CONFIG_FILE).write_text(json.dumps(config, indent=2), encoding="utf8")
