@@ -245,6 +245,7 @@ def test_one_function_makes_the_data_to_train_on_and_prints_what_it_added(data, 
     assert "3 label rows beside 5 training rows (x1.60)" in capsys.readouterr().out
     tail = gandalf(data, symmetric_label_rows, delta=0.5, num_label_rows=2)
     assert tail.train["text"][5:] == ["one", "two"]
+    assert "2 label rows beside 5 training rows (x1.40)" in capsys.readouterr().out
     assert tail.to_csr("train").toarray()[5:].tolist() == [[0.75, 1, 0], [0, 0, 1]]
     alone = gandalf(data, self_label_rows, with_train_rows=False)
     assert alone.to_csr("train").toarray().tolist() == np.eye(3).tolist()

@@ -133,8 +133,9 @@ def gandalf(
     """
     truth = data.to_csr("train")
     targets = make_targets(truth, delta)
-    print(label_row_statistics(truth, targets))
     label_ids = None if num_label_rows is None else tail_labels(truth, num_label_rows)
+    num_rows = data.num_labels if label_ids is None else len(label_ids)
+    print(replace(label_row_statistics(truth, targets), num_rows=num_rows))
     return (with_label_rows if with_train_rows else only_label_rows)(data, targets, label_ids)
 
 
@@ -184,7 +185,7 @@ class LabelRowStatistics:
     """What a matrix of soft targets is like; prints as lines.
 
     Attributes:
-        num_rows: label rows, L.
+        num_rows: label rows, L or fewer.
         num_train_rows: rows they are added to, N.
         kept_pairs: targets off the diagonal.
         possible_pairs: ordered pairs of two labels of one row, summed over the rows; a pair of k rows counts k times.
