@@ -132,7 +132,7 @@ class ExportedServer(Server):
 
     Args:
         folder: The folder of a saved retriever, with all its files.
-        file: The graph, a file of ``onnx/``: "model.onnx" or "model_int8.onnx".
+        file: The graph, a file of ``onnx/``.
 
     Raises:
         ValueError: if the repo has not been exported.
