@@ -46,10 +46,7 @@ def render(results: Path, pictures: Path) -> str:
                 pictures.mkdir(parents=True, exist_ok=True)
                 draw(table, pictures / name)
                 parts.append(f"![{table['title']}]({pictures.name}/{name})\n")
-        threads = f"{record['threads']} thread{'s' if record['threads'] != 1 else ''}"
-        parts.append(
-            f"`{record['command']}`, commit {record['commit']}, {record['date']}, {record['hardware']}, {threads}.\n"
-        )
+        parts.append(f"`{record['command']}`, commit {record['commit']}, {record['date']}, {record['hardware']}.\n")
     return "\n".join(parts)
 
 

@@ -110,7 +110,6 @@ def write(path: Path | None, *tables: Table) -> None:
         "commit": _commit(),
         "date": datetime.now(UTC).strftime("%Y-%m-%d"),
         "hardware": hardware(),
-        "threads": _threads(),
         "tables": [
             {
                 "title": table.title,
@@ -146,9 +145,3 @@ def _commit() -> str:
         return git("rev-parse", "--short", "HEAD") + ("+" if git("diff", "HEAD", "--name-only", "src") else "")
     except (OSError, subprocess.CalledProcessError):
         return "unknown"
-
-
-def _threads() -> int:
-    if "torch" in sys.modules:
-        return sys.modules["torch"].get_num_threads()
-    return int(os.environ.get("OMP_NUM_THREADS", os.cpu_count() or 1))
