@@ -6,10 +6,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import make_bert_encoder, make_static_encoder, make_words_data
+from conftest import make_bert_encoder, make_static_encoder, make_words_data, word_tokenizer
+from sentence_transformers.sentence_transformer.modules import StaticEmbedding
 
 from hf_xmc import XMCEncoder, XMCEvaluator, XMCTrainer, XMCTrainingArguments
 from hf_xmc.optim import RowSparseAdamW
+from hf_xmc.static import static_embedding
 
 
 def make_trainer(encoder: XMCEncoder, out: Path, **kwargs: object) -> XMCTrainer:
@@ -104,3 +106,20 @@ def test_a_static_encoders_token_table_is_trained_row_by_row_with_the_numbers_of
         weights[way] = embedding.weight.detach().clone()
     torch.testing.assert_close(weights["rows"], weights["dense"], rtol=1e-4, atol=1e-6)
     assert not torch.allclose(weights["rows"], make_static_encoder()[0].embedding.weight, atol=1e-3)
+
+
+def test_a_table_of_shared_vectors_resumes_and_is_folded_when_trained(tmp_path: Path) -> None:
+    texts = make_words_data().train["text"][:]
+    start = word_tokenizer(), torch.randn(64, 8, generator=torch.Generator().manual_seed(0))
+
+    def train(out: Path, checkpoint: str | None = None) -> torch.Tensor:
+        encoder = XMCEncoder(modules=[static_embedding(texts, min_pair_count=2, start=start)], device="cpu")
+        trainer = make_trainer(encoder, out)
+        trainer.train(resume_from_checkpoint=checkpoint)
+        assert type(encoder[0]) is StaticEmbedding
+        return encoder[0].embedding.weight.detach()
+
+    whole = train(tmp_path / "whole")
+    shutil.copytree(tmp_path / "whole" / "checkpoint-3", tmp_path / "resumed" / "checkpoint-3")
+    resumed = train(tmp_path / "resumed", str(tmp_path / "resumed" / "checkpoint-3"))
+    assert torch.equal(whole, resumed)

@@ -18,6 +18,7 @@ from sentence_transformers.util import load_file_path
 from torch import nn
 
 from hf_xmc.classifier import LabelClassifier
+from hf_xmc.static import SharedStaticEmbedding
 
 FORMAT_VERSION = 1
 CONFIG_FILE = "xmc_config.json"
@@ -120,6 +121,17 @@ class XMCEncoder(SentenceTransformer):
         heads.append(("classifier", LabelClassifier(num_labels, rows_dimension, residual, dropout)))
         device = self.device
         self._modules = OrderedDict(body + [(name, module.to(device)) for name, module in heads])
+
+    def fold(self) -> bool:
+        """Replace modules made for training by what is published: a table of shared vectors by a plain one.
+
+        The vectors of texts stay the same; :class:`~hf_xmc.XMCTrainer` does it when it has trained. Returns whether
+        anything was replaced.
+        """
+        names = [name for name, module in self.named_children() if isinstance(module, SharedStaticEmbedding)]
+        for name in names:
+            self._modules[name] = self._modules[name].fold().train(self.training)
+        return bool(names)
 
     # -- vectors for search -------------------------------------------------------------------------------------------
 

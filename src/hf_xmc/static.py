@@ -1,12 +1,14 @@
-"""A static encoder made for a data set: vectors of its words and word pairs, started from general token vectors."""
+"""A static encoder made for a data set: vectors of its words, word pairs and pieces."""
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
+from typing import Any
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from sentence_transformers.sentence_transformer.modules import StaticEmbedding
 from tokenizers import Regex, Tokenizer, normalizers, pre_tokenizers
 from tokenizers.models import Unigram
@@ -19,6 +21,68 @@ UNKNOWN = "<unk>"
 _PIECE_SCORE = -40.0
 # A pair beats its two words by this much.
 _PAIR_BONUS = 1.0
+# Length at which a token's own vector starts, in units of the sum of its pieces.
+_OWN_VECTOR_SHARE = 0.1
+
+
+class SharedStaticEmbedding(StaticEmbedding):
+    """A StaticEmbedding in training, in which a token's vector is a sum of vectors that tokens share.
+
+    What a pair of words learns so reaches the two words and their pieces, and with it every text they stand in. The
+    vector of a text is the mean over its tokens of those sums; :meth:`fold` adds them up into a plain table that gives
+    the same vectors. :class:`~hf_xmc.XMCTrainer` folds when it has trained.
+
+    Args:
+        tokenizer: With V tokens.
+        embedding_weights: (U, D), U >= V; row t < V is token t's own vector.
+        indptr: (V + 1,) int64 and
+        parts: (nnz,) int64, the rows that token t is the sum of: ``parts[indptr[t] : indptr[t + 1]]``, row t first.
+            The others are rows from V on, or own rows of tokens that have no others below V.
+    """
+
+    def __init__(
+        self, tokenizer: Tokenizer, embedding_weights: torch.Tensor, indptr: torch.Tensor, parts: torch.Tensor
+    ) -> None:
+        super().__init__(tokenizer, embedding_weights=embedding_weights)
+        self.embedding.mode = "sum"
+        self.register_buffer("indptr", indptr)
+        self.register_buffer("parts", parts)
+        # (U,) what a row adds to the number of tokens, so that the rows of each token add up to 1: own rows of tokens
+        # are worth 1, but for those of a token that is made of others.
+        own_rows = torch.cat([indptr.new_zeros(1), (parts < len(indptr) - 1).cumsum(0)])[indptr].diff()  # (V,)
+        worth = torch.cat([2 - own_rows, indptr.new_zeros(len(embedding_weights) - len(own_rows))])
+        self.register_buffer("worth", worth, persistent=False)
+
+    def preprocess(self, inputs: list[str], prompt: str | None = None, **kwargs: Any) -> dict[str, torch.Tensor]:
+        tokens = super().preprocess(inputs, prompt, **kwargs)
+        ids, indptr = tokens["input_ids"], self.indptr.cpu()
+        counts = indptr[ids + 1] - indptr[ids]  # (T,)
+        ends = counts.cumsum(0)
+        place = torch.arange(int(counts.sum())) - torch.repeat_interleave(ends - counts, counts)
+        spread = self.parts.cpu()[torch.repeat_interleave(indptr[ids], counts) + place]
+        starts = torch.cat([ends.new_zeros(1), ends])[tokens["offsets"]]
+        return {"input_ids": spread, "offsets": starts}
+
+    def forward(self, features: dict[str, torch.Tensor], **kwargs: Any) -> dict[str, torch.Tensor]:
+        ids, offsets = features["input_ids"], features["offsets"]
+        worth_before = torch.cat([offsets.new_zeros(1), self.worth[ids].cumsum(0)])
+        stops = torch.cat([offsets[1:], offsets.new_tensor([len(ids)])])
+        num_tokens = (worth_before[stops] - worth_before[offsets]).clamp(min=1)  # (n,)
+        features["sentence_embedding"] = self.embedding(ids, offsets) / num_tokens.unsqueeze(1)
+        return features
+
+    def fold(self) -> StaticEmbedding:
+        """The plain module with one vector a token, equal on every text."""
+        with torch.no_grad():
+            table = F.embedding_bag(self.parts, self.embedding.weight, self.indptr[:-1], mode="sum")
+        return StaticEmbedding(self.tokenizer, embedding_weights=table)
+
+    @classmethod
+    def load(cls, model_name_or_path: str, subfolder: str = "", **kwargs: Any) -> SharedStaticEmbedding:
+        hub = {key: kwargs.get(key) for key in ("token", "cache_folder", "revision", "local_files_only")}
+        file = cls.load_file_path(model_name_or_path, filename="tokenizer.json", subfolder=subfolder, **hub)
+        weights = cls.load_torch_weights(model_name_or_path=model_name_or_path, subfolder=subfolder, **hub)
+        return cls(Tokenizer.from_file(file), weights["embedding.weight"], weights["indptr"], weights["parts"])
 
 
 def static_embedding(
@@ -27,19 +91,19 @@ def static_embedding(
     min_pair_count: int = 5,
     smoothing: float = 1e-3,
     start: tuple[Tokenizer, torch.Tensor] | None = None,
-) -> StaticEmbedding:
-    """The host's StaticEmbedding over the words of a data set and its frequent word pairs.
+) -> SharedStaticEmbedding:
+    """A table of vectors for the words of a data set and its frequent word pairs, ready to train.
 
-    A word starts as the sum of its token vectors times ``a / (a + p(word))`` (SIF, Arora et al., ICLR 2017), a pair as
-    the sum of its words, so that before training the mean over a text is what the words alone would give. Unseen words
-    fall back to the pieces of ``start``. Plain sentence-transformers loads the result: it is one tokenizer and one
-    table.
+    A word is the sum of its pieces in ``start`` and a vector of its own, a pair that of its words, their pieces and
+    one of its own. Pieces start from ``start`` times ``a / (a + p(piece))`` (SIF, Arora et al., ICLR 2017), the own
+    vectors next to zero, so that before training a text is what its pieces say. Unseen words fall back to pieces.
+    Trained and folded it is the host's StaticEmbedding: one tokenizer and one table.
 
     Args:
         texts: Texts of train rows and labels; never of the test split.
         min_pair_count: Times two words must stand side by side to have a vector of their own.
-        smoothing: a, in units of word probability.
-        start: A tokenizer and its vectors (V, D); None for WordLlama's.
+        smoothing: a, in units of piece probability.
+        start: A tokenizer and its vectors (P, D); None for WordLlama's.
 
     Raises:
         ImportError: if ``start`` is None and the extra ``static`` is not installed.
@@ -56,44 +120,52 @@ def static_embedding(
         pairs.update(zip(split, split[1:], strict=False))
     if not words:
         raise ValueError("the texts hold no word to make a vocabulary of")
-    total = sum(words.values())
     names = list(words)
-    share = np.array([words[name] for name in names]) / total  # (W,)
-    weights = torch.from_numpy(smoothing / (smoothing + share)).float()  # (W,)
-    word_vectors = weights.unsqueeze(1) * _sums_of_pieces(names, tokenizer, vectors)  # (W, D)
-
-    scores = dict(zip(names, np.log(share).tolist(), strict=True))
-    place = {name: row for row, name in enumerate(names)}
+    pieces = [encoding.ids for encoding in tokenizer.encode_batch(names, add_special_tokens=False)]
+    counts = np.array([words[name] for name in names], dtype=np.float64)  # (W,)
+    scores = dict(zip(names, np.log(counts / counts.sum()).tolist(), strict=True))
     kept = [pair for pair, count in pairs.items() if count >= min_pair_count]
-    first = torch.tensor([place[a] for a, _ in kept], dtype=torch.int64)
-    second = torch.tensor([place[b] for _, b in kept], dtype=torch.int64)
-    pair_vectors = word_vectors[first] + word_vectors[second]  # (P, D)
 
     vocabulary = [(UNKNOWN, 2 * _PIECE_SCORE)]
     vocabulary += [(SPACE + name, scores[name]) for name in names]
     vocabulary += [(f"{SPACE}{a}{SPACE}{b}", scores[a] + scores[b] + _PAIR_BONUS) for a, b in kept]
     known = {token for token, _ in vocabulary}
-    pieces = [(token, row) for token, row in tokenizer.get_vocab().items() if token not in known and token.strip()]
-    vocabulary += [(token, _PIECE_SCORE) for token, _ in pieces]
-    rows = torch.tensor([row for _, row in pieces], dtype=torch.int64)
-    table = torch.cat([torch.zeros(1, vectors.size(1)), word_vectors, pair_vectors, vectors[rows]])  # (V, D)
+    fallback = [(token, row) for token, row in tokenizer.get_vocab().items() if token not in known and token.strip()]
+    vocabulary += [(token, _PIECE_SCORE) for token, _ in fallback]
+
+    # Rows of the shared table: a vector of its own for each token, then the pieces.
+    first_piece = len(vocabulary)
+    of_word = {name: [first_piece + row for row in ids] for name, ids in zip(names, pieces, strict=True)}
+    own_row = {name: 1 + row for row, name in enumerate(names)}
+    shared = [[]] + [of_word[name] for name in names]
+    shared += [[own_row[a], *of_word[a], own_row[b], *of_word[b]] for a, b in kept]
+    shared += [[first_piece + row] for _, row in fallback]
+    parts = [[token, *rows] for token, rows in enumerate(shared)]
+    lengths = torch.tensor([len(rows) for rows in parts])
+    indptr = torch.cat([lengths.new_zeros(1), lengths.cumsum(0)])
+
+    piece_counts = np.zeros(len(vectors))
+    np.add.at(
+        piece_counts,
+        np.array([row for ids in pieces for row in ids], dtype=np.int64),
+        np.repeat(counts, [len(ids) for ids in pieces]),
+    )
+    share = torch.from_numpy(piece_counts / max(piece_counts.sum(), 1)).float().unsqueeze(1)  # (P, 1)
+    vectors = smoothing / (smoothing + share) * vectors
+    start_rows = torch.cat([vectors.new_zeros(first_piece, vectors.size(1)), vectors])
+    flat = torch.tensor([row for rows in parts for row in rows])
+    # Own vectors are not zero: where token dropout leaves a text nothing else, their sum must have a direction.
+    lengths = F.embedding_bag(flat, start_rows, indptr[:-1], mode="sum").norm(dim=1, keepdim=True)  # (V, 1)
+    directions = F.normalize(torch.randn(len(lengths), vectors.size(1), generator=torch.Generator().manual_seed(0)))
+    table = torch.cat([_OWN_VECTOR_SHARE * lengths * directions, vectors])  # (U, D)
 
     own = Tokenizer(Unigram(vocabulary, unk_id=0, byte_fallback=False))
     own.normalizer = normalizer
     own.pre_tokenizer = pre_tokenizers.Metaspace(replacement=SPACE, prepend_scheme="always", split=not kept)
-    return StaticEmbedding(own, embedding_weights=table)
+    return SharedStaticEmbedding(own, table, indptr, flat)
 
 
 def _normalizer() -> normalizers.Normalizer:
     """Lower case, words of letters and digits, single spaces."""
     apart = normalizers.Replace(Regex(r"[^\p{L}\p{N}]+"), " ")
     return normalizers.Sequence([normalizers.NFKC(), normalizers.Lowercase(), apart, normalizers.Strip()])
-
-
-def _sums_of_pieces(words: Sequence[str], tokenizer: Tokenizer, vectors: torch.Tensor) -> torch.Tensor:
-    """(W, D): the sum of each word's token vectors."""
-    pieces = [encoding.ids for encoding in tokenizer.encode_batch(list(words), add_special_tokens=False)]
-    lengths = torch.tensor([len(ids) for ids in pieces])
-    flat = torch.tensor([i for ids in pieces for i in ids], dtype=torch.int64)
-    owner = torch.repeat_interleave(torch.arange(len(words)), lengths)
-    return torch.zeros(len(words), vectors.size(1)).index_add_(0, owner, vectors[flat])

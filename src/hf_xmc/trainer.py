@@ -22,6 +22,7 @@ from hf_xmc.data.columns import column_of
 from hf_xmc.data.dataset import XMCDataset
 from hf_xmc.data.sampler import XMCBatchSampler
 from hf_xmc.data.tokens import TokenizedTexts, special_tokens
+from hf_xmc.encoder import XMCEncoder
 from hf_xmc.losses.decoupled_softmax import DecoupledSoftmaxLoss
 from hf_xmc.losses.label_terms import LabelNeighbours
 from hf_xmc.losses.pool import PAD, is_distributed, pad_gather
@@ -136,12 +137,13 @@ class XMCTrainer(SentenceTransformerTrainer):
     def _tables(self) -> list[nn.Embedding | nn.EmbeddingBag]:
         """Modules of which a step touches few rows: the classifier's, and the tokens' of a static encoder.
 
-        Without a pool a step encodes all labels and touches most tokens: their gradient is left dense.
+        Without a pool a step encodes all labels and touches most tokens: their gradient is left dense. So it is on
+        several processes, where DDP exchanges it and refuses a model that leaves it nothing to exchange.
         """
-        if self.args.optim not in ("adamw_torch", "adamw_torch_fused"):
-            return [module.rows for module in self._classifiers()]
-        static = [m.embedding for m in self.model.modules() if isinstance(m, StaticEmbedding) and self._uses_pool]
-        return [module.rows for module in self._classifiers()] + static
+        tables: list[nn.Embedding | nn.EmbeddingBag] = [module.rows for module in self._classifiers()]
+        if self._uses_pool and self.args.world_size == 1 and self.args.optim in ("adamw_torch", "adamw_torch_fused"):
+            tables += [module.embedding for module in self.model.modules() if isinstance(module, StaticEmbedding)]
+        return tables
 
     def _classifiers(self) -> list[LabelClassifier]:
         return [module for module in self.model.modules() if isinstance(module, LabelClassifier)]
@@ -216,10 +218,13 @@ class XMCTrainer(SentenceTransformerTrainer):
 
     def _finalize_training(self, *args: Any, **kwargs: Any) -> Any:
         self.flush_optimizer()
+        result = super()._finalize_training(*args, **kwargs)
         for module in self.model.modules():
             if isinstance(module, StaticEmbedding):
                 module.embedding.sparse = False  # as it came, for whatever trains it next
-        return super()._finalize_training(*args, **kwargs)
+        if isinstance(self.model, XMCEncoder) and self.model.fold():
+            self.optimizer = self.lr_scheduler = None  # they were of parameters that are gone
+        return result
 
     def _load_from_checkpoint(self, checkpoint_path: str) -> None:
         super()._load_from_checkpoint(checkpoint_path)
