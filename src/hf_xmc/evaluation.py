@@ -68,10 +68,10 @@ class XMCEvaluator(BaseEvaluator):
         encode = {"batch_size": self.batch_size, "show_progress_bar": self.show_progress_bar}
         texts, labels = self.data.test["text"][:], self.data.labels["text"][:]
         if isinstance(model, XMCEncoder):
-            index = LabelIndex(model.label_vectors(labels, **encode))
+            index = LabelIndex.exact(model.label_vectors(labels, **encode))
             queries = model.query_vectors(texts, **encode)
         else:
-            index = LabelIndex(model.encode(labels, normalize_embeddings=True, **encode))
+            index = LabelIndex.exact(model.encode(labels, normalize_embeddings=True, **encode))
             queries = model.encode(texts, normalize_embeddings=True, **encode)
         return search_filtered(index, queries, top_k, self.data.filters["test"])
 
@@ -142,7 +142,7 @@ def fit_search_form(
     for normalize in (True, False):
         for step in range(steps + 1):
             encoder.search_form = SearchForm(step / steps, normalize)
-            index = LabelIndex(encoder.join_labels(*labels))
+            index = LabelIndex.exact(encoder.join_labels(*labels))
             joint = encoder.join_queries(*queries)
             ids, _ = search_filtered(index, joint, max(RECALL_CUTS), evaluator.data.filters["test"])
             tried[encoder.search_form] = evaluator.metrics(ids)

@@ -87,6 +87,11 @@ class LabelIndex:
         self._recall = 1.0
         self._searcher: Searcher | None = None  # made by the first search
 
+    @classmethod
+    def exact(cls, vectors: np.ndarray) -> LabelIndex:
+        """An index for metrics and fits, which no approximation may colour: exact, on a GPU where there is one."""
+        return cls(vectors, kind="cuda" if torch.cuda.is_available() else "exact")
+
     def __len__(self) -> int:
         """Number of ids, removed ones included."""
         return len(self.vectors)

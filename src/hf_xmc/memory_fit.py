@@ -144,7 +144,7 @@ def fit_fold(
     depth = 1 + (int(np.bincount(pairs[:, 0]).max()) if len(pairs) else 0)
 
     def value_of(weight: float) -> float:
-        folded = LabelIndex(fold_rows(label_vectors, row_vectors, row_truth, weight))
+        folded = LabelIndex.exact(fold_rows(label_vectors, row_vectors, row_truth, weight))
         return score(drop_pairs(*folded.search(queries, depth), pairs)[0][:, :1])[0]
 
     return max(_FOLD_WEIGHTS, key=value_of)

@@ -61,7 +61,7 @@ def choose_memory(encoder: XMCEncoder, development: XMCDataset, psp_weight: floa
     queries, truth = encoder.query_vectors(development.test["text"][:]), development.to_csr("test")
     weights = inverse_propensities(row_truth, development.propensity.a, development.propensity.b)
     given = {"psp_weight": psp_weight, "filters": development.filters["test"]}
-    fit = fit_memory(KnowledgeMemory(rows, row_truth, LabelIndex(labels)), queries, truth, weights, **given)
+    fit = fit_memory(KnowledgeMemory(rows, row_truth, LabelIndex.exact(labels)), queries, truth, weights, **given)
     return MemoryChoice(fit, fit_fold(labels, rows, row_truth, queries, truth, weights, **given))
 
 
@@ -86,7 +86,7 @@ def choose_memory_leave_one_out(
     pairs = data.filters["train"]
     pairs = np.stack([place[pairs[:, 0]], pairs[:, 1]], axis=1)
     fit = fit_memory(
-        KnowledgeMemory(rows, truth, LabelIndex(labels)),
+        KnowledgeMemory(rows, truth, LabelIndex.exact(labels)),
         encoder.query_vectors([texts[row] for row in asked]),
         truth[asked],
         weights,
@@ -129,7 +129,7 @@ def memory_rows(
         record.costs["with memory"] = cost
     if choice.fold_weight > 0:
         rows = encoder.key_vectors(texts)
-        index = LabelIndex(fold_rows(retriever.index.vectors, rows, truth, choice.fold_weight))
+        index = LabelIndex.exact(fold_rows(retriever.index.vectors, rows, truth, choice.fold_weight))
         rankings["folded"], _ = search_filtered(index, queries, top_k, filters)
         record.costs["folded"] = {"bytes": 0, "ms_per_query": _milliseconds(index.search, queries)}
     for name, ids in rankings.items():
