@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import WORDS, make_bert_encoder, make_static_encoder, make_words_data
+from reference_retriever import slow_predict
 from scipy.sparse import csr_matrix
 
 import hf_xmc
@@ -203,3 +204,138 @@ def test_training_rows_are_remembered_with_the_query_prompt(with_classifier: boo
         assert shown["row"] == row and abs(shown["score"] - 1) < 1e-5  # the cosine of a query with itself
     unlike = encoder.join_labels(*encoder.encode_halves(texts))
     assert np.abs(unlike - encoder.key_vectors(texts)).max() > 0.1
+
+
+# -- candidates, thresholds, labels that come and go ------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("candidates", [None, [3], [16, 0, 7, 7], range(17)])
+@pytest.mark.parametrize("threshold", [-1.0, 0.1, 0.4, 2.0])
+def test_candidates_and_threshold_answer_as_the_slow_loop(
+    retriever: Retriever, candidates: list[int] | None, threshold: float
+) -> None:
+    answers = retriever.predict(TEXTS, 5, candidates=candidates, threshold=threshold)
+    vectors = retriever.index.vectors
+    for query, answer in zip(retriever.encoder.query_vectors(TEXTS), answers, strict=True):
+        expected = slow_predict(vectors @ query, 5, candidates, threshold)
+        np.testing.assert_allclose([a["score"] for a in answer], [score for _, score in expected], atol=1e-5)
+        close = {label: score for label, score in slow_predict(vectors @ query, 17, candidates)}
+        for a in answer:
+            assert close[a["label_id"]] == pytest.approx(a["score"], abs=1e-5)
+
+
+def test_candidates_that_are_none_or_no_labels_are_refused() -> None:
+    retriever = Retriever.build(make_static_encoder(), WORDS)
+    retriever.remove_labels([4])
+    for candidates, message in (
+        ([], "candidates is empty"),
+        ([1, 17], r"candidates \[17\] are not among the 16 labels present"),
+        ([4, -1], r"candidates \[-1, 4\] are not"),
+        ([0.5], "label ids must be integers, got float64"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            retriever.predict("war", candidates=candidates)
+
+
+def test_a_memory_among_candidates_is_one_that_holds_nothing_else() -> None:
+    data = make_words_data()
+    texts, truth = data.train["text"][:], data.to_csr("train")
+    form = MemoryForm(row_weight=0.5, num_keys=12)
+    retriever = Retriever.build(make_static_encoder(), WORDS)
+    retriever.remember(texts, truth, form)
+    candidates = np.array([2, 5, 6, 11])
+    answers = retriever.predict(TEXTS, 4, candidates=candidates, return_evidence=True)
+    alone = Retriever.build(make_static_encoder(), [WORDS[i] for i in candidates])
+    alone.remember(texts, truth[:, candidates], form)
+    expected = alone.predict(TEXTS, 4, return_evidence=True)
+    seen = 0
+    for ours, theirs in zip(answers, expected, strict=True):
+        assert [a["label_id"] for a in ours] == [int(candidates[b["label_id"]]) for b in theirs]
+        for a, b in zip(ours, theirs, strict=True):
+            assert a["score"] == pytest.approx(b["score"], abs=1e-6)
+            assert [row["row"] for row in a["evidence"]["rows"]] == [row["row"] for row in b["evidence"]["rows"]]
+            seen += 1
+    assert seen > 8
+
+
+@pytest.mark.parametrize("discount", [0.0, 0.1])
+def test_added_labels_are_predicted_at_once_and_survive_the_round_trip(
+    retriever: Retriever, discount: float, tmp_path: Path
+) -> None:
+    before = retriever.predict(TEXTS, 4)
+    new = ["sea travel", "war stories", "cats"]
+    assert retriever.add_labels(new, discount=discount).tolist() == [17, 18, 19]
+    assert retriever.add_labels([]).tolist() == []
+    assert retriever.predict(TEXTS, 4, candidates=range(17)) == before
+    if discount == 0 and (retriever.encoder.label_classifier is None or retriever.encoder.label_classifier.residual):
+        fresh = retriever.encoder.label_vectors(WORDS + new)  # as built with the grown classifier, eta = 0
+        np.testing.assert_allclose(retriever.index.vectors, fresh, atol=1e-6)
+    halves = retriever.encoder.label_halves(WORDS + new)
+    np.testing.assert_allclose(retriever.index.vectors, retriever.encoder.join_labels(*halves), atol=1e-6)
+    retriever.remove_labels([18, 3])
+    expected = retriever.predict(TEXTS, 18)
+    assert {a["label_id"] for answer in expected for a in answer} == set(range(20)) - {3, 18}
+    retriever.save_pretrained(tmp_path / "repo")
+    again = Retriever.from_pretrained(tmp_path / "repo", device="cpu")
+    assert again.labels == WORDS + new
+    for ours, theirs in zip(again.predict(TEXTS, 18), expected, strict=True):
+        np.testing.assert_allclose([a["score"] for a in ours], [b["score"] for b in theirs], atol=1e-6)
+    encoder = hf_xmc.XMCEncoder(str(tmp_path / "repo"), device="cpu")
+    assert encoder.label_classifier is None or encoder.label_classifier.num_targets == 20
+    again.save_pretrained(tmp_path / "repo")  # over the files that it is mapped from
+    assert again.add_labels(["birds"]).tolist() == [20]
+
+
+def test_a_memory_keeps_voting_when_labels_come_and_go(tmp_path: Path) -> None:
+    data = make_words_data()
+    retriever = Retriever.build(make_static_encoder(), WORDS)
+    retriever.remember(data.train["text"][:], data.to_csr("train"), MemoryForm(row_weight=0.5, num_keys=20))
+    new = int(retriever.add_labels(["history of war"])[0])
+    retriever.remove_labels([4])
+    retriever.save_pretrained(tmp_path)
+    for door in (retriever, Retriever.from_pretrained(tmp_path, device="cpu")):
+        ids = [a["label_id"] for a in door.predict("history of war", 10)[0]]
+        assert new in ids and 4 not in ids and len(ids) > 2
+
+
+# -- probabilities ----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("memory", [False, True])
+def test_a_calibrated_retriever_ranks_as_before_and_says_how_likely(memory: bool, tmp_path: Path) -> None:
+    data = make_words_data(200)
+    retriever = Retriever.build(make_static_encoder(), WORDS)
+    if memory:
+        retriever.remember(data.train["text"][:100], data.to_csr("train")[:100], MemoryForm(0.3, 10.0, 20))
+    texts, truth = data.train["text"][100:], data.to_csr("train")[100:]
+    before = retriever.predict(texts, 5)
+    with pytest.raises(ValueError, match="min_precision needs probabilities; make them: calibrate"):
+        retriever.predict("war", min_precision=0.5)
+    report = retriever.calibrate(texts, truth)
+    assert report.num_queries == 100 and "top-1: expected calibration error" in str(report)
+    answers = retriever.predict(texts, 5)
+    told, came = [], []
+    for old, answer, row in zip(before, answers, truth, strict=True):
+        probabilities = [a.pop("probability") for a in answer]
+        assert answer == old and sorted(probabilities, reverse=True) == probabilities
+        told += probabilities
+        came += [a["label_id"] in row.indices for a in answer]
+    assert np.mean(told) == pytest.approx(np.mean(came), abs=0.01)
+    for wish in (0.3, 0.9):
+        for short, answer in zip(
+            retriever.predict(texts, 5, min_precision=wish), retriever.predict(texts, 5), strict=True
+        ):
+            means = [np.mean([a["probability"] for a in answer[:k]]) for k in range(1, len(answer) + 1)]
+            assert short == answer[: sum(mean >= wish for mean in means)]
+    assert "probability" in retriever.predict("war", 1, candidates=[3])[0][0]
+    retriever.save_pretrained(tmp_path / "repo")
+    again = Retriever.from_pretrained(tmp_path / "repo", device="cpu")
+    assert again.predict(texts[:5], 3, memory=memory) == retriever.predict(texts[:5], 3, memory=memory)
+    measured = again.reliability(texts, truth)
+    assert measured.num_queries == 100
+    assert measured.parts[0].error == pytest.approx(retriever.reliability(texts, truth).parts[0].error, abs=1e-6)
+    assert (tmp_path / "repo" / "reliability.png").read_bytes().startswith(b"\x89PNG")
+    if memory:
+        assert "probability" not in retriever.predict("war", memory=False)[0][0]
+    with pytest.raises(ValueError, match=r"truth must have shape \(2, at most 17\)"):
+        retriever.calibrate(["a", "b"], truth)
