@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from hf_xmc.metrics.frequency import frequency_bins
-from hf_xmc.plots import plot_head_to_tail
+from hf_xmc.plots import CostPoint, plot_cost_quality, plot_head_to_tail
 
 COUNTS = np.array([9, 5, 5, 3, 2, 2, 1, 1, 1])
 TRUTH = [[0, 3], [1], [6, 2]]
@@ -34,3 +34,22 @@ def test_models_with_other_bins_are_refused(tmp_path):
     bins = {"ours": frequency_bins([[0]], [[0]], COUNTS, 1), "theirs": frequency_bins([[0]], [[0]], COUNTS[1:], 1)}
     with pytest.raises(ValueError, match="2 different divisions"):
         plot_head_to_tail(bins, tmp_path / "head_to_tail.png", k=1)
+
+
+def test_cost_and_quality_with_the_ends_of_the_intervals(tmp_path, monkeypatch):
+    from matplotlib.axes import Axes
+
+    drawn = []
+    monkeypatch.setattr(
+        Axes,
+        "errorbar",
+        lambda self, *args, _bar=Axes.errorbar, **kw: drawn.append(args[:3]) or _bar(self, *args, **kw),
+    )
+    metrics = {"precision@1": (0.5, 0.4, 0.7), "psp@1": (0.3, 0.2, 0.35)}
+    points = [CostPoint("cheap", 10.0, metrics), CostPoint("dear", 1000.0, metrics)]
+    path = plot_cost_quality(points, tmp_path / "cost.png")
+    assert path.read_bytes().startswith(b"\x89PNG\r\n")
+    assert [each[:2] for each in drawn] == [(10.0, 50.0), (1000.0, 50.0), (10.0, 30.0), (1000.0, 30.0)]
+    assert [sum(each[2], []) for each in drawn[::2]] == [pytest.approx([10, 20]), pytest.approx([10, 5])]
+    with pytest.raises(ValueError, match="points are empty"):
+        plot_cost_quality([], tmp_path / "none.png")
