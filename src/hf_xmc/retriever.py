@@ -253,7 +253,16 @@ class Retriever(RetrieverParts):
     def _queries(self, texts: list[str], **encode: Any) -> np.ndarray:
         if not texts:
             return np.zeros((0, self.index.vectors.shape[1]), dtype=np.float32)
-        return self.encoder.query_vectors(texts, **encode)
+        try:
+            return self.encoder.query_vectors(texts, **encode)
+        except RuntimeError as error:
+            # A transformer whose tokenizer adds no special tokens cannot run a batch of nothing.
+            blank = next((place for place, text in enumerate(texts) if not text.strip()), None)
+            if blank is None:
+                raise
+            raise ValueError(
+                f"the text at place {blank} is empty, and no token to this encoder; leave it out"
+            ) from error
 
     def _uses_memory(self, memory: bool | None) -> bool:
         if memory and self.memory is None:
