@@ -12,14 +12,11 @@ from hf_xmc.calibration import (
     CONTEXT,
     Calibration,
     FittedCalibration,
-    base_rates,
     cross_fitted_report,
-    expected_calibration_error,
     fit_calibration,
     longest_prefix,
-    measure,
-    reliability_bins,
 )
+from hf_xmc.reliability import base_rates, expected_calibration_error, measure, reliability_bins
 
 
 def draw(num_queries: int, seed: int = 0, width: int = 20) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

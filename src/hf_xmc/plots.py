@@ -6,8 +6,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from hf_xmc.calibration import CalibrationReport
 from hf_xmc.metrics.frequency import FrequencyBin
+from hf_xmc.reliability import CalibrationReport
 
 
 @dataclass(frozen=True)
