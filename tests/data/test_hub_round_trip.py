@@ -22,8 +22,9 @@ assert again.filters["train"].tolist() == [[4, 1], [0, 7]] and again.filters["te
 assert again.propensity == dataset.propensity and again.name == dataset.name
 assert list(again.train) == list(dataset.train) and again.train.features == dataset.train.features
 save_lf(load_lf("user/books"), folder)
-streamed = datasets.load_dataset("user/books", "default", split="test", streaming=True)
-assert next(iter(streamed)) == dataset.test[0]
+for config, split, part in (("default", "test", dataset.test), ("labels", "train", dataset.labels)):
+    streamed = datasets.load_dataset("user/books", config, split=split, streaming=True)
+    assert isinstance(streamed, datasets.IterableDataset) and list(streamed) == list(part), config
 try:
     load_lf("user/nothing")
 except ValueError as error:

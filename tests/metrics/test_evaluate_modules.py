@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import runpy
 import sys
@@ -10,6 +11,7 @@ import types
 import evaluate
 import numpy as np
 import pytest
+from fake_hub import fake_hub  # noqa: F401
 
 from hf_xmc.metrics.evaluate import publish, space
 from hf_xmc.metrics.functional import inverse_propensities, xmc_metrics
@@ -146,3 +148,26 @@ def test_publish_makes_one_space_per_module_with_all_its_files(monkeypatch):
             script = name.split("/")[1] + ".py"
             assert {script, "app.py", "README.md", "requirements.txt"} <= options["files"]
             assert "__pycache__/*" in options["ignore_patterns"]
+
+
+PUBLISH_AND_LOAD = """
+import json, sys
+import evaluate
+from hf_xmc.metrics.evaluate import publish
+data, options = json.loads(sys.argv[1]), json.loads(sys.argv[2])
+names = publish.publish("user")
+print(json.dumps({name: evaluate.load(name).compute(**data, **options) for name in names}))
+"""
+
+
+def test_spaces_published_over_http_are_loaded_by_name(fake_hub):  # noqa: F811
+    data = {"predictions": PREDICTIONS, "references": REFERENCES}
+    options = {"k": [1, 2, 5], "train_references": TRAIN, "a": 0.55, "b": 1.5}
+    values = json.loads(fake_hub.run(PUBLISH_AND_LOAD, json.dumps(data), json.dumps(options)).splitlines()[-1])
+    assert values.keys() == {f"user/{name}" for name in METRICS}
+    everything = xmc_metrics(PREDICTIONS, REFERENCES, (1, 2, 5), inverse_propensities(TRAIN, 0.55, 1.5))
+    for name, metrics in METRICS.items():
+        expected = {key: value for key, value in everything.items() if key.split("@")[0] in metrics}
+        assert values[f"user/{name}"] == pytest.approx(expected)
+        files = fake_hub.files(f"user/{name}", "space")
+        assert {f"{name}.py", "app.py", "README.md", "requirements.txt"} <= set(files)
