@@ -10,7 +10,7 @@ from sentence_transformers import SentenceTransformer
 from sentence_transformers.sentence_transformer.modules import StaticEmbedding
 
 from hf_xmc import XMCDataset, XMCEncoder, XMCEvaluator
-from hf_xmc.static import static_embedding
+from hf_xmc.static import TableOfRows, static_embedding
 
 TEXTS = ["War and Peace", "war and peace", "The history of War!", "history of cats", "history of dogs"]
 
@@ -78,6 +78,23 @@ def test_what_a_pair_learns_reaches_its_words() -> None:
     vocabulary = module.tokenizer.get_vocab()
     assert "▁war▁and" in vocabulary and moved[vocabulary["▁war"]] > 0 and moved[vocabulary["▁and"]] > 0
     assert moved[vocabulary["▁war▁and"]] > moved[vocabulary["▁war"]] and moved[vocabulary["▁dogs"]] == 0
+
+
+def test_sums_of_rows_have_the_values_and_the_gradient_of_an_embedding_bag() -> None:
+    generator = torch.Generator().manual_seed(0)
+    table = TableOfRows(30, 5, mode="sum", dtype=torch.float64)
+    ids, offsets = torch.randint(20, (64,), generator=generator), torch.tensor([0, 0, 7, 30, 30, 31, 64])
+    weights = torch.randn(7, 5, generator=generator, dtype=torch.float64)
+    results = []
+    for sparse in (False, True):
+        table.sparse, table.weight.grad = sparse, None
+        sums = table(ids, offsets)
+        for _ in range(2):  # gradients of queries and labels add up
+            (sums * weights).sum().backward(retain_graph=True)
+        results.append((sums.detach(), table.weight.grad.to_dense()))
+        assert table.weight.grad.is_sparse == sparse
+    torch.testing.assert_close(results[0], results[1], rtol=0, atol=1e-12)
+    assert len(table.weight.grad._indices()[0]) <= 2 * len(ids.unique())
 
 
 def test_plain_sentence_transformers_loads_it_and_unseen_words_fall_back_to_pieces(

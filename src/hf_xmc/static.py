@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from sentence_transformers.sentence_transformer.modules import StaticEmbedding
 from tokenizers import Regex, Tokenizer, normalizers, pre_tokenizers
 from tokenizers.models import Unigram
+from torch import nn
 
 from hf_xmc.pretrained import wordllama_embedding
 
@@ -23,6 +24,44 @@ _PIECE_SCORE = -40.0
 _PAIR_BONUS = 1.0
 # Length at which a token's own vector starts, in units of the sum of its pieces.
 _OWN_VECTOR_SHARE = 0.1
+
+
+class SumOfRows(torch.autograd.Function):
+    """Sums of rows of a table, whose gradient holds each row once.
+
+    ``nn.EmbeddingBag(sparse=True)`` gives a gradient row for every use of a row, which are then sorted, added up and
+    merged: half the time of a training step where texts share most of their rows.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, weight: torch.Tensor, ids: torch.Tensor, offsets: torch.Tensor) -> torch.Tensor:
+        """weight (U, D), ids (T,), offsets (n,) -> (n, D)."""
+        ctx.save_for_backward(ids, offsets)
+        ctx.shape = weight.shape
+        return F.embedding_bag(ids, weight, offsets, mode="sum")
+
+    @staticmethod
+    def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor, None, None]:
+        ids, offsets = ctx.saved_tensors
+        lengths = torch.cat([offsets[1:], offsets.new_tensor([len(ids)])]) - offsets
+        bag = torch.repeat_interleave(torch.arange(len(offsets), device=ids.device), lengths)  # (T,)
+        order = torch.argsort(ids, stable=True)
+        rows, counts = torch.unique_consecutive(ids[order], return_counts=True)  # (R,)
+        starts = counts.cumsum(0) - counts
+        values = F.embedding_bag(bag[order], gradient, starts, mode="sum")  # (R, D): of each row the bags that use it
+        whole = torch.sparse_coo_tensor(
+            rows.unsqueeze(0), values, ctx.shape, is_coalesced=True, check_invariants=False
+        )
+        return whole, None, None
+
+
+class TableOfRows(nn.EmbeddingBag):
+    """An EmbeddingBag of sums that is updated row by row where ``sparse`` is set."""
+
+    def forward(self, ids: torch.Tensor, offsets: torch.Tensor) -> torch.Tensor:  # type: ignore[override]
+        if self.sparse:
+            return SumOfRows.apply(self.weight, ids, offsets)
+        return super().forward(ids, offsets)
 
 
 class SharedStaticEmbedding(StaticEmbedding):
@@ -44,7 +83,7 @@ class SharedStaticEmbedding(StaticEmbedding):
         self, tokenizer: Tokenizer, embedding_weights: torch.Tensor, indptr: torch.Tensor, parts: torch.Tensor
     ) -> None:
         super().__init__(tokenizer, embedding_weights=embedding_weights)
-        self.embedding.mode = "sum"
+        self.embedding = TableOfRows.from_pretrained(embedding_weights, freeze=False, mode="sum")
         self.register_buffer("indptr", indptr)
         self.register_buffer("parts", parts)
         # (U,) what a row adds to the number of tokens, so that the rows of each token add up to 1: own rows of tokens
