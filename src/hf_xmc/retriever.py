@@ -69,48 +69,43 @@ class Retriever(RetrieverAnswers):
 
     # -- labels that come and go --------------------------------------------------------------------------------------
 
-    def add_labels(self, texts: Sequence[str], *, discount: float = 0.08, **encode: Any) -> np.ndarray:
+    def add_labels(self, texts: Sequence[str], **encode: Any) -> np.ndarray:
         """Give new labels the next ids; they are predicted at once, by their texts.
 
-        The dual-encoder half is the text's own vector, and so, but for the discount, is the classifier row: the
-        classifier head's vector of the text, as with residual rows an untrained label has. The encoder's classifier
-        grows with them; train it with a new trainer. A memory stays; its rows do not vote for new labels until
-        :meth:`remember` is called with them. A text that is a label already makes a second label.
+        The dual-encoder half is the text's own vector. The classifier row is the classifier head's vector of the text
+        plus, with residual rows, the mean of all labels' free rows: what training did to every label alike
+        (benchmarks/new_labels.py). The encoder's classifier grows with them; train it with a new trainer. A memory
+        stays; its rows do not vote for new labels until :meth:`remember` is called with them. A text that is a label
+        already makes a second label.
 
         Args:
             texts: n label texts. Add many at once: each call copies the label vectors.
-            discount: Below 1, the share of their score that labels lose for never having been trained, taken off
-                their classifier rows: 0 finds more new labels and costs the old ones more
-                (benchmarks/new_labels.py). Without a classifier, or with unit rows, there is none to take off.
             encode: Passed to ``encode``.
 
         Returns:
             (n,) int64, their ids. Those of all other labels stay.
 
         Raises:
-            ValueError: for a text that is no str, or a discount that is not in [0, 1).
+            ValueError: for a text that is no str.
         """
         texts = checked_texts(texts)
-        if not 0 <= discount < 1:
-            raise ValueError(f"discount must lie in [0, 1), got {discount}")
         if not texts:
             return np.zeros(0, dtype=np.int64)
         prompt = {"prompt": self.encoder.prompts.get("document")}
-        embedding, head = self.encoder.encode_halves(texts, **(prompt | encode))
-        rows = None if head is None else head * self._row_scale(discount)
+        embedding, rows = self.encoder.encode_halves(texts, **(prompt | encode))
+        classifier = self.encoder.label_classifier
+        if classifier is not None and rows is not None and self.classifier is not None:
+            if classifier.residual:
+                free_row = classifier.rows.weight.detach().float().cpu().mean(0)
+                classifier.append(free_row.expand(len(texts), -1))
+                rows = rows + free_row.numpy()
+            else:
+                classifier.append(torch.from_numpy(rows))
+            self.classifier = np.concatenate([self.classifier, rows])
         ids = self.index.add(self.encoder.join_labels(embedding, rows))
         self.labels = self.labels + texts
         self.embedding = np.concatenate([self.embedding, embedding])
-        classifier = self.encoder.label_classifier
-        if classifier is not None and head is not None and rows is not None and self.classifier is not None:
-            self.classifier = np.concatenate([self.classifier, rows])
-            classifier.append(torch.from_numpy(rows - head if classifier.residual else rows))
         return ids
-
-    def _row_scale(self, discount: float) -> np.float32:
-        """What a classifier row is multiplied by, so that the joint score loses the discount."""
-        weight = self.encoder.search_form.classifier_weight
-        return np.float32(max(0.0, 1 - discount / weight) if weight else 1.0)
 
     def remove_labels(self, ids: Iterable[int]) -> None:
         """Never predict these labels again. All ids stay, theirs too: they are not given to new labels.
