@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import transformers
+from huggingface_hub import snapshot_download
 from transformers import AutoModel
 from transformers.pipelines import PIPELINE_REGISTRY
 
@@ -38,4 +40,7 @@ def pipeline(task: str = TASK, model: str | None = None, **kwargs: Any) -> XMCRe
         raise ValueError(f"hf_xmc.pipeline serves the task {TASK!r}, got {task!r}; use transformers.pipeline")
     if model is None:
         raise ValueError("model is required: a folder or Hub id saved by Retriever.save_pretrained")
+    revision = kwargs.pop("revision", None)
+    if not Path(model).is_dir():  # the commit of a Hub repo does not reach a pipeline, its folder does
+        model = snapshot_download(str(model), revision=revision, token=kwargs.get("token"))
     return transformers.pipeline(task, model=str(model), pipeline_class=XMCRetrievalPipeline, **kwargs)

@@ -21,7 +21,7 @@ from hf_xmc.prediction_files import digest, predict_to_parquet
 from hf_xmc.ranking import as_ids, checked_texts
 from hf_xmc.reliability import CalibrationReport, base_rates, measure
 from hf_xmc.retriever_answers import RetrieverAnswers
-from hf_xmc.retriever_files import read_parts, save_parts, write_parts
+from hf_xmc.retriever_files import OPTIONAL, read_parts, save_parts, write_parts
 
 
 class Retriever(RetrieverAnswers):
@@ -271,4 +271,8 @@ class Retriever(RetrieverAnswers):
         repo_id = api.create_repo(repo_id, private=private, exist_ok=True).repo_id
         with tempfile.TemporaryDirectory() as folder:
             write_parts(self, Path(folder))
-            return api.upload_folder(repo_id=repo_id, folder_path=folder, commit_message="Push retriever").commit_url
+            stale = [pattern for name in OPTIONAL for pattern in (name, f"{name}/*")]  # those not uploaded here
+            commit = api.upload_folder(
+                repo_id=repo_id, folder_path=folder, commit_message="Push retriever", delete_patterns=stale
+            )
+            return commit.commit_url

@@ -30,8 +30,8 @@ from hf_xmc.plots import plot_reliability
 LABELS_FILE, VECTORS_FILE, INDEX_FILE = "labels.json", "label_embeddings.safetensors", "index.faiss"
 MEMORY_FOLDER, MEMORY_TEXTS_FILE, CALIBRATION_FILE = "memory", "texts.json", "calibration.json"
 RELIABILITY_FILE = "reliability.png"
-# Of these a folder that is saved over may hold one of an earlier retriever.
-_OPTIONAL = (INDEX_FILE, "index.json", MEMORY_FOLDER, CALIBRATION_FILE, RELIABILITY_FILE)
+# Of these a repo that is saved over may hold one of an earlier retriever; its export answers with other vectors.
+OPTIONAL = (INDEX_FILE, "index.json", MEMORY_FOLDER, CALIBRATION_FILE, RELIABILITY_FILE, "onnx")
 _PIPELINES = {"xmc-retrieval": {"impl": "pipeline_xmc.XMCRetrievalPipeline", "pt": ["AutoModel"], "type": "text"}}
 logger = logging.getLogger(__name__)
 _WAY_OUT = "fetch or save the repo again"
@@ -90,7 +90,7 @@ def save_parts(parts: RetrieverParts, path: str | Path) -> None:
         whole = Path(scratch) / "repo"
         whole.mkdir()
         write_parts(parts, whole)
-        stale = [name for name in _OPTIONAL if not (whole / name).exists()]
+        stale = [name for name in OPTIONAL if not (whole / name).exists()]
         mode = (whole / LABELS_FILE).stat().st_mode
         for file in sorted(file for file in whole.rglob("*") if file.is_file()):
             file.chmod(mode)  # safetensors keeps its files to the owner

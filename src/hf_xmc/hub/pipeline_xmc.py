@@ -7,6 +7,7 @@ where that is installed. It replays the encoder modules that ``modules.json`` li
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import tempfile
 from pathlib import Path
@@ -86,14 +87,12 @@ class XMCRetrievalPipeline(Pipeline):
     # -- files --------------------------------------------------------------------------------------------------------
 
     def _path(self, name: str) -> str | None:
-        # The commit of the model's own config: pipeline(revision=...) does not reach this class.
-        commit = getattr(self.model.config, "_commit_hash", None)
         folder, file = os.path.split(name)
         return cached_file(
             self.model.name_or_path,
             file,
             subfolder=folder,
-            revision=commit,
+            revision=_commit(),
             _raise_exceptions_for_missing_entries=False,
         )
 
@@ -196,7 +195,7 @@ class XMCRetrievalPipeline(Pipeline):
         """Copy the whole repo that this pipeline was loaded from: labels, index, memory, card and code as they are."""
         source = self.model.name_or_path
         if not os.path.isdir(source):
-            source = snapshot_download(source, revision=getattr(self.model.config, "_commit_hash", None))
+            source = snapshot_download(source, revision=_commit())
         target = Path(save_directory)
         for file in Path(source).rglob("*"):
             name = file.relative_to(source)
@@ -218,6 +217,15 @@ class XMCRetrievalPipeline(Pipeline):
             self.save_pretrained(folder)
             kwargs = {"commit_message": "Push retriever"} | kwargs
             return api.upload_folder(repo_id=repo_id, folder_path=folder, **kwargs).commit_url
+
+
+def _commit() -> str | None:
+    """The commit that ``transformers.pipeline(revision=...)`` loads, which it tells no pipeline.
+
+    It runs this file from a folder of its name.
+    """
+    name = Path(__file__).parent.name
+    return name if re.fullmatch("[0-9a-f]{40}", name) else None
 
 
 def pool(tokens: torch.Tensor, mask: torch.Tensor, mode: str, skipped: int = 0) -> torch.Tensor:
