@@ -55,9 +55,18 @@ def slow_votes(
     return votes
 
 
-def slow_search(votes: dict[int, dict[tuple[str, int], float]], top_k: int) -> tuple[list[int], list[float]]:
-    """The best labels by summed votes, equal ones (up to rounding) by ascending id, padded."""
+def slow_search(
+    votes: dict[int, dict[tuple[str, int], float]], label_scores: dict[int, float], scale: float, top_k: int
+) -> tuple[list[int], list[float]]:
+    """The best labels by summed votes, equal ones (up to rounding) by ascending id, then those without a vote by their
+    label score; `label_scores` has the labels that the query may get. Padded."""
     sums = {label: math.fsum(parts.values()) for label, parts in votes.items()}
-    ranked = sorted(sums, key=lambda label: (-round(sums[label], 12), label))[:top_k]
-    missing = top_k - len(ranked)
-    return ranked + [-1] * missing, [sums[label] for label in ranked] + [-math.inf] * missing
+    ranked = sorted(sums, key=lambda label: (-round(sums[label], 12), label))
+    scores = [sums[label] for label in ranked]
+    rest = sorted((label for label in label_scores if label not in sums), key=lambda l: (-label_scores[l], l))
+    least = scores[-1] if scores else 1.0
+    for label in rest:
+        ranked.append(label)
+        scores.append(least / 2 * math.exp(scale * (label_scores[label] - label_scores[rest[0]])))
+    missing = max(top_k - len(ranked), 0)
+    return ranked[:top_k] + [-1] * missing, scores[:top_k] + [-math.inf] * missing

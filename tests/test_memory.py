@@ -54,7 +54,8 @@ def test_votes_of_the_toy_are_those_worked_out_by_hand(
 @pytest.mark.parametrize("frequency_power", [0.0, 0.7, -0.7])
 @pytest.mark.parametrize("row_weight", [0.0, 0.3, 1.0])
 @pytest.mark.parametrize(
-    "num_rows,num_labels,num_queries,num_keys,top_k", [(1, 1, 1, 1, 1), (7, 3, 3, 4, 5), (90, 41, 13, 25, 9)]
+    "num_rows,num_labels,num_queries,num_keys,top_k",
+    [(1, 1, 1, 1, 1), (7, 3, 3, 4, 5), (90, 41, 13, 25, 9), (90, 41, 13, 5, 40)],
 )
 def test_votes_and_evidence_equal_the_slow_loop(
     num_rows: int,
@@ -84,7 +85,7 @@ def test_votes_and_evidence_equal_the_slow_loop(
     ids, scores = memory.search(queries, top_k, own_rows=own_rows, filters=filters)
     evidence = memory.explain(queries, ids, own_rows=own_rows, filters=filters)
     assert ids.dtype == np.int64 and scores.dtype == np.float32
-    num_shares = 0
+    num_shares, num_filled = 0, 0
     for query in range(num_queries):
         votes = slow_votes(
             queries[query],
@@ -98,16 +99,22 @@ def test_votes_and_evidence_equal_the_slow_loop(
             own_row=int(own_rows[query]),
             filtered=frozenset(filters[filters[:, 0] == query, 1].tolist()),
         )
-        expected_ids, expected_scores = slow_search(votes, top_k)
+        removed = set(filters[filters[:, 0] == query, 1].tolist())
+        label_scores = {l: float(labels[l] @ queries[query]) for l in range(num_labels) if l not in removed}
+        expected_ids, expected_scores = slow_search(votes, label_scores, 3.0, top_k)
         np.testing.assert_allclose(scores[query], expected_scores, atol=1e-6)
         # Sums of the same votes in another order may differ in the last bit, and so swap labels of equal score.
         for i, label in enumerate(ids[query].tolist()):
             if label != expected_ids[i]:
                 assert label in votes and np.isclose(sum(votes[label].values()), expected_scores[i])
+            num_filled += label >= 0 and label not in votes
         for place, label in enumerate(ids[query].tolist()):
             found, found_scores, shares = evidence.rows(query, place)
             if label < 0:
                 assert len(found) == 0 and evidence.label_shares[query, place] == 0
+                continue
+            if label not in votes:
+                assert len(found) == 0 and evidence.label_shares[query, place] == 1
                 continue
             total = sum(votes[label].values())
             by_row = {n: v / total for (kind, n), v in votes[label].items() if kind == "row"}
@@ -119,6 +126,7 @@ def test_votes_and_evidence_equal_the_slow_loop(
             np.testing.assert_allclose(evidence.label_scores[query, place], labels[label] @ queries[query], atol=1e-6)
             num_shares += len(found) + (text_share > 0)
     assert num_shares > 0 or num_rows == 1
+    assert num_filled > 0 or top_k < 40
 
 
 def test_without_row_weight_the_ranking_is_that_of_the_label_search() -> None:
@@ -141,8 +149,14 @@ def test_with_row_weight_one_only_the_nearest_training_rows_vote() -> None:
         nearest = np.argsort(-(rows @ query))[:7]
         counts = np.asarray(truth[nearest].sum(0)).ravel() / 7  # at scale 0 every neighbour has the same vote
         expected = np.argsort(-counts.round(9), kind="stable")[: (counts > 0).sum()]
-        assert sorted(row_ids[row_ids >= 0].tolist()) == sorted(expected.tolist())
-        np.testing.assert_allclose(row_scores[row_ids >= 0], counts[expected], atol=1e-4)
+        num_voted = len(expected)
+        assert sorted(row_ids[:num_voted].tolist()) == sorted(expected.tolist())
+        np.testing.assert_allclose(row_scores[:num_voted], counts[expected], atol=1e-4)
+        rest = [label for label in np.argsort(-(labels @ query)).tolist() if label not in expected]
+        assert row_ids[num_voted:].tolist() == rest and rest
+        assert (
+            (np.diff(row_scores) <= 0).all() and 0 < row_scores[-1] and row_scores[num_voted] < counts[expected].min()
+        )
 
 
 def test_a_training_row_does_not_vote_for_itself() -> None:
@@ -186,7 +200,9 @@ def test_labels_added_to_the_index_are_found_and_removed_ones_get_no_vote() -> N
 
 
 @pytest.mark.parametrize("dtype,error", [(np.float32, 0.0), (np.float16, 1e-3), (np.int8, 2e-2)])
-def test_a_loaded_memory_answers_as_the_saved_one(dtype: type, error: float, tmp_path: Path) -> None:
+def test_a_loaded_memory_answers_as_the_saved_one(
+    dtype: type, error: float, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     rng = np.random.default_rng(4)
     rows, labels, queries = unit(rng, 100, 16), unit(rng, 20, 16), unit(rng, 7, 16)
     rows[5] = 0  # an all-zero row has no int8 scale of its own
@@ -201,8 +217,16 @@ def test_a_loaded_memory_answers_as_the_saved_one(dtype: type, error: float, tmp
     assert not maps.exists() or str(tmp_path / "memory.safetensors") in maps.read_text()  # mapped, not copied
     assert loaded.form == form and loaded.keys.dtype == memory.keys.dtype
     assert memory.keys.element_size() == np.dtype(dtype).itemsize
-    for one, two in zip(memory.search(queries, 6), loaded.search(queries, 6), strict=True):
+    answers = loaded.search(queries, 6)
+    for one, two in zip(memory.search(queries, 6), answers, strict=True):
         np.testing.assert_array_equal(one, two)
+    monkeypatch.setattr(hf_xmc.memory, "_MAX_COPY", 0)  # rows too many for a copy
+    monkeypatch.setattr(hf_xmc.memory_search, "_KEYS_AT_ONCE", 16)
+    for given in ({}, {"candidates": np.array([1, 4, 5])}):
+        blocks = KnowledgeMemory.load(tmp_path, index).search(queries, 6, **given)
+        np.testing.assert_array_equal(blocks[0], memory.search(queries, 6, **given)[0])
+        np.testing.assert_allclose(blocks[1], memory.search(queries, 6, **given)[1], atol=1e-6)
+    monkeypatch.undo()
     dense = [np.zeros((7, 20)) for _ in range(2)]
     for each, scores in zip((memory, exact), dense, strict=True):
         ids, values = each.search(queries, 20)
@@ -212,6 +236,30 @@ def test_a_loaded_memory_answers_as_the_saved_one(dtype: type, error: float, tmp
     again = KnowledgeMemory.load(tmp_path, index).search(queries, 6)
     np.testing.assert_array_equal(again[0], memory.search(queries, 6)[0])
     assert [file.name for file in tmp_path.iterdir()] == ["memory.safetensors"]
+
+
+@pytest.mark.parametrize("kind", ["half", "int8", "pq"])
+def test_rows_searched_by_a_smaller_kind_give_the_votes_of_the_exact_one(kind: str) -> None:
+    rng = np.random.default_rng(7)
+    rows, labels, queries = unit(rng, 2000, 16), unit(rng, 50, 16), unit(rng, 20, 16)
+    truth, form = make_truth(rng, 2000, 50, 0.02), MemoryForm(0.5, 20.0, 20)
+    exact = KnowledgeMemory(rows, truth, LabelIndex(labels), form).search(queries, 50)
+    memory = KnowledgeMemory(rows, truth, LabelIndex(labels, kind=kind), form, dtype=np.float32)
+    assert memory.kind == kind and KnowledgeMemory(rows, truth, LabelIndex(labels, kind="ivf"), form).kind == "exact"
+    ids, scores = memory.search(queries, 50)
+    assert (ids[:, 0] == exact[0][:, 0]).mean() >= 0.95 and np.abs(scores - exact[1]).mean() < 1e-3
+    assert (np.sort(ids) == np.arange(50)).all()
+
+
+def test_places_are_filled_where_no_key_votes_at_all() -> None:
+    memory = KnowledgeMemory(TOY_ROWS, TOY_TRUTH, LabelIndex(TOY_LABELS), MemoryForm(1.0, 2.0, 1))
+    # The one row that could vote is the query itself and the other has no candidate.
+    own, candidates = np.array([0]), np.array([0, 2])
+    ids, scores = memory.search(TOY_ROWS[:1], 3, own_rows=own, candidates=candidates)
+    behind = TOY_ROWS[0] @ (TOY_LABELS[0] - TOY_LABELS[2])
+    assert ids.tolist() == [[0, 2, -1]] or ids.tolist() == [[2, 0, -1]]
+    np.testing.assert_allclose(scores[0, :2], [0.5, 0.5 * np.exp(-2 * abs(behind))], atol=1e-6)
+    assert memory.explain(TOY_ROWS[:1], ids, own_rows=own, candidates=candidates).label_shares.tolist() == [[1, 1, 0]]
 
 
 def test_bad_files_are_refused_with_the_way_out(tmp_path: Path) -> None:
@@ -249,6 +297,8 @@ def test_bad_input_is_refused_with_what_came() -> None:
         memory.explain(TOY_QUERY, np.array([[3]]))
     with pytest.raises(ValueError, match="dtype must be float32, float16 or int8"):
         KnowledgeMemory(TOY_ROWS, TOY_TRUTH, index, dtype=np.float64)
+    with pytest.raises(ValueError, match="kind must be one of exact, .* got 'hnws'"):
+        KnowledgeMemory(TOY_ROWS, TOY_TRUTH, index, kind="hnws")
     with pytest.raises(ValueError, match="votes must be finite and above 0"):
         KnowledgeMemory(TOY_ROWS, -TOY_TRUTH, index)
     with pytest.raises(ValueError, match="rows have width 3, labels 2"):

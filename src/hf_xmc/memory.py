@@ -9,16 +9,19 @@ import scipy.sparse as sp
 import torch
 from numpy.typing import DTypeLike
 
-from hf_xmc.index import MISSING_SCORE, LabelIndex
-from hf_xmc.memory_evidence import Evidence, Votes, collect_evidence, join_evidence
+from hf_xmc.index import KINDS, MISSING_SCORE, LabelIndex
+from hf_xmc.memory_evidence import Evidence, collect_evidence, join_evidence
 from hf_xmc.memory_files import MemoryParts, read_memory, write_memory
 from hf_xmc.memory_form import MemoryForm
-from hf_xmc.memory_search import Found, as_filters, as_own_rows, compress, missing, nearest, take, write_best
+from hf_xmc.memory_search import Found, as_filters, as_own_rows, compress, missing, nearest, take, widened
+from hf_xmc.memory_votes import count_votes, fill_places, weigh, write_best
 from hf_xmc.metrics.functional import drop_pairs
 
 _KEY_DTYPES = {np.dtype(np.float32): torch.float32, np.dtype(np.float16): torch.float16, np.dtype(np.int8): torch.int8}
 # Queries whose votes are held at once.
 _VOTERS_AT_ONCE = 1 << 12
+# Bytes up to which rows kept in 16 or 8 bits are searched in a float32 copy; beyond, block by block from the file.
+_MAX_COPY = 1 << 29
 
 
 class KnowledgeMemory:
@@ -32,6 +35,13 @@ class KnowledgeMemory:
     labels are never searched. Votes are the truth's values; dividing them by the number of labels of a row measured
     worse, and two searches with a softmax each no better and more sensitive to lambda.
 
+    Labels without a vote follow those that have one, in the order of their label score s = q . label, and score
+
+        p(l) = m / 2 exp(scale (s(l) - s*)),   m = the least vote of the query's labels (1 without any),
+                                               s* = the largest label score without a vote
+
+    so that scores descend, and stay above 0 but for what float32 rounds to it.
+
     Only the rows are stored here. Label vectors are those of ``labels``, so a label that the index adds or removes is
     added or removed here too.
 
@@ -42,9 +52,13 @@ class KnowledgeMemory:
         labels: The label vectors (L, D).
         form: How votes are weighed, None for the defaults.
         dtype: float32, float16 or int8 (with one float32 scale a row); how the rows are kept.
+        kind: How the rows are searched, one of ``hf_xmc.index.KINDS``; None: as the labels are, or "exact" where that
+            is a graph or lists. "exact" keeps a float32 copy of up to 512 MB of rows of another dtype, and decodes
+            more than that block by block. With rows and labels of "pq" a single query measured a sixth of the time.
 
     Raises:
-        ValueError: for shapes that disagree, vectors that are not finite, votes that are not above 0 or another dtype.
+        ValueError: for shapes that disagree, vectors that are not finite, votes that are not above 0, another dtype or
+            an unknown kind.
     """
 
     def __init__(
@@ -55,6 +69,7 @@ class KnowledgeMemory:
         form: MemoryForm | None = None,
         *,
         dtype: DTypeLike = np.float32,
+        kind: str | None = None,
     ) -> None:
         row_vectors = np.asarray(row_vectors, dtype=np.float32)
         if row_vectors.ndim != 2 or not np.isfinite(row_vectors).all():
@@ -67,9 +82,9 @@ class KnowledgeMemory:
         truth.eliminate_zeros()
         if not (truth.data > 0).all() or not np.isfinite(truth.data).all():
             raise ValueError(f"votes must be finite and above 0, got {truth.data.min()} .. {truth.data.max()}")
-        self._set(MemoryParts(keys, key_scales, truth, form or MemoryForm()), labels)
+        self._set(MemoryParts(keys, key_scales, truth, form or MemoryForm()), labels, kind)
 
-    def _set(self, parts: MemoryParts, labels: LabelIndex) -> None:
+    def _set(self, parts: MemoryParts, labels: LabelIndex, kind: str | None) -> None:
         keys, _, truth, _ = parts
         if keys.shape[1] != labels.vectors.shape[1]:
             raise ValueError(f"rows have width {keys.shape[1]}, labels {labels.vectors.shape[1]}; use one encoder")
@@ -81,7 +96,13 @@ class KnowledgeMemory:
         self.keys, self.key_scales, self.truth, self.form = parts
         self.labels = labels
         self._counts = np.bincount(truth.indices, minlength=truth.shape[1])  # (L,) training rows of each label
-        self._votes_nothing = torch.from_numpy(np.diff(truth.indptr) == 0)  # (N,)
+        self._votes_nothing = np.diff(truth.indptr) == 0  # (N,)
+        if kind is None:
+            kind = "exact" if labels.kind in ("hnsw", "ivf") else labels.kind
+        if kind not in KINDS:
+            raise ValueError(f"kind must be one of {', '.join(KINDS)}; got {kind!r}")
+        self.kind = kind
+        self._rows: LabelIndex | None = None  # made by the first search
 
     def __len__(self) -> int:
         """Number of training rows."""
@@ -89,7 +110,7 @@ class KnowledgeMemory:
 
     @property
     def num_bytes(self) -> int:
-        """What the memory takes beside the label index."""
+        """What the memory takes beside the label index, as it is stored; a search may keep more, see ``kind``."""
         scales = 0 if self.key_scales is None else self.key_scales.nbytes
         return self.keys.nbytes + scales + sum(part.nbytes for part in (self.truth.indptr, self.truth.indices))
 
@@ -104,11 +125,11 @@ class KnowledgeMemory:
         filters: np.ndarray | None = None,
         candidates: np.ndarray | None = None,
     ) -> tuple[np.ndarray, np.ndarray]:
-        """The ``top_k`` labels of the most votes.
+        """The ``top_k`` labels of the most votes, then those of the largest label score.
 
         Args:
             queries: (N, D) float32, as for ``LabelIndex.search``.
-            top_k: At least 1. Labels beyond those that the ``form.num_keys`` keys vote for are missing places.
+            top_k: At least 1. Places beyond the number of labels are missing.
             own_rows: (N,) integers: the row of the memory that each query is, or -1; it does not vote.
             filters: (n, 2) integers, (query, label id) never predicted; the label leaves the keys before the softmax.
             candidates: (C,) int64, the only labels to predict, None for all; other labels and the rows that have none
@@ -124,7 +145,7 @@ class KnowledgeMemory:
         if top_k < 1:
             raise ValueError(f"top_k must be at least 1, got {top_k}")
         pairs = as_filters(filters)
-        found = self.find(queries, self.form, own_rows, pairs, candidates)
+        found = self.find(queries, self.form, own_rows, pairs, candidates, num_labels=top_k)
         return self.rank(found, self.form, top_k, pairs, candidates)
 
     def explain(
@@ -161,10 +182,9 @@ class KnowledgeMemory:
         return join_evidence(
             [
                 collect_evidence(
-                    Votes(each, *self._weights(each, self.form), lambdas, self.truth), ids[part], label_scores[part]
+                    weigh(take(found, part), self.form, lambdas, self.truth), ids[part], label_scores[part]
                 )
                 for part in parts
-                for each in [take(found, part)]
             ]
         )
 
@@ -175,43 +195,42 @@ class KnowledgeMemory:
         own_rows: np.ndarray | None,
         filters: np.ndarray,
         candidates: np.ndarray | None = None,
+        *,
+        num_labels: int = 1,
     ) -> Found:
-        """The ``form.num_keys`` nearest keys of either kind, without zero-valued, own and filtered ones."""
+        """The ``form.num_keys`` nearest rows, without own ones, and so many labels, or ``num_labels`` if those are
+        more, without filtered ones."""
         queries = np.ascontiguousarray(queries, dtype=np.float32)
         if queries.ndim != 2 or queries.shape[1] != self.keys.shape[1]:
             raise ValueError(f"queries must have shape (N, {self.keys.shape[1]}), got {queries.shape}")
         row_ids, row_scores = missing(len(queries), form.num_keys)
-        label_ids, label_scores = missing(len(queries), form.num_keys)
         if form.row_weight > 0:
             depth = form.num_keys + (own_rows is not None)
-            silent = self._votes_nothing
-            if candidates is not None:
-                silent = torch.from_numpy(self.truth @ self._among(candidates)[: self.truth.shape[1]] == 0)
-            row_ids, row_scores = nearest(self.keys, self.key_scales, silent, queries, depth)
+            row_ids, row_scores = self._nearest_rows(queries, depth, candidates)
             if own_rows is not None:
                 own = as_own_rows(own_rows, len(queries), len(self))
                 row_ids, row_scores = drop_pairs(row_ids, row_scores, own)
-        if form.row_weight < 1:
-            most = int(np.bincount(filters[:, 0]).max()) if len(filters) else 0
-            label_ids, label_scores = self.labels.search(queries, form.num_keys + most, candidates)
-            if most:
-                label_ids, label_scores = drop_pairs(label_ids, label_scores, filters)
-        cut = (slice(None), slice(form.num_keys))
-        return Found(row_ids[cut], row_scores[cut], label_ids[cut], label_scores[cut])
+        most = int(np.bincount(filters[:, 0]).max()) if len(filters) else 0
+        width = max(form.num_keys, num_labels)
+        label_ids, label_scores = self.labels.search(queries, width + most, candidates)
+        if most:
+            label_ids, label_scores = drop_pairs(label_ids, label_scores, filters)
+        rows, labels = (slice(None), slice(form.num_keys)), (slice(None), slice(width))
+        return Found(row_ids[rows], row_scores[rows], label_ids[labels], label_scores[labels])
 
-    def _weights(self, found: Found, form: MemoryForm) -> tuple[np.ndarray, np.ndarray]:
-        """Softmax over the nearest ``num_keys`` keys of both kinds: (B, b) float64 each, 0 for a key left out."""
-        scores = np.hstack([found.row_scores, found.label_scores]).astype(np.float64)  # (B, 2b), rows first
-        order = np.argsort(-scores, axis=1, kind="stable")[:, : form.num_keys]
-        best = np.take_along_axis(scores, order, 1)
-        present = best > MISSING_SCORE
-        shift = np.where(present[:, :1], best[:, :1], 0)
-        parts = np.where(present, np.exp(form.scale * (np.where(present, best, shift) - shift)), 0)
-        parts /= np.maximum(parts.sum(1, keepdims=True), np.finfo(np.float64).tiny)
-        weights = np.zeros_like(scores)
-        np.put_along_axis(weights, order, parts, 1)
-        width = found.row_scores.shape[1]
-        return weights[:, :width], weights[:, width:]
+    def _nearest_rows(
+        self, queries: np.ndarray, count: int, candidates: np.ndarray | None
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """The ``count`` nearest rows that have a label, one of the candidates where there are any."""
+        silent = self._votes_nothing
+        if candidates is not None:
+            silent = self.truth @ self._among(candidates)[: self.truth.shape[1]] == 0
+        if self.kind == "exact" and self.keys.dtype != torch.float32 and 4 * self.keys.numel() > _MAX_COPY:
+            return nearest(self.keys, self.key_scales, torch.from_numpy(silent), queries, count)
+        if self._rows is None:
+            rows = widened(self.keys, self.key_scales).numpy()
+            self._rows = LabelIndex(rows, ~self._votes_nothing, self.kind)
+        return self._rows.search(queries, count, None if candidates is None else np.flatnonzero(~silent))
 
     def _lambdas(self, form: MemoryForm) -> np.ndarray:
         """(L,) float64, for all labels of the index, also those added since the memory was built."""
@@ -235,35 +254,18 @@ class KnowledgeMemory:
     ) -> tuple[np.ndarray, np.ndarray]:
         """ids (B, top_k) and scores of the keys that were found."""
         most = int(np.bincount(filters[:, 0]).max()) if len(filters) else 0
-        ids, scores = missing(len(found.row_ids), top_k + most)
+        ids, scores = missing(len(found.row_ids), top_k + most, np.float64)
         lambdas = self._lambdas(form)
         allowed = self.labels.alive if candidates is None else self.labels.alive & self._among(candidates)
         for start in range(0, len(ids), _VOTERS_AT_ONCE):
             part = slice(start, start + _VOTERS_AT_ONCE)
-            votes = self._votes(take(found, part), form, lambdas, allowed)
+            votes = count_votes(weigh(take(found, part), form, lambdas, self.truth), allowed)
             write_best(votes, ids[part], scores[part])
         if most:
             ids, scores = drop_pairs(ids, scores, filters)
-        return ids[:, :top_k], scores[:, :top_k]
-
-    def _votes(self, found: Found, form: MemoryForm, lambdas: np.ndarray, allowed: np.ndarray) -> sp.csr_matrix:
-        """The votes of every label of ``allowed`` (L,) bool that got any: CSR (B, L) float64."""
-        row_weights, label_weights = self._weights(found, form)
-        shape = (len(row_weights), len(self.labels))
-        query, place = np.nonzero(row_weights)
-        # Only the rows that vote are looked up, so that a mapped file is read where it is needed.
-        rows, column = np.unique(found.row_ids[query, place], return_inverse=True)
-        weights = sp.csr_matrix((row_weights[query, place], (query, column)), shape=(len(row_weights), len(rows)))
-        of_rows = (weights @ self.truth[rows]).tocoo()
-        query, place = np.nonzero(label_weights)
-        label = found.label_ids[query, place]
-        queries = np.concatenate([of_rows.row, query])
-        labels = np.concatenate([of_rows.col, label])
-        values = np.concatenate(
-            [lambdas[of_rows.col] * of_rows.data, (1 - lambdas[label]) * label_weights[query, place]]
-        )
-        kept = allowed[labels]
-        return sp.coo_matrix((values[kept], (queries[kept], labels[kept])), shape=shape).tocsr()
+            ids, scores = ids[:, :top_k], scores[:, :top_k]
+        fill_places(ids, scores, found, form.scale)
+        return ids, scores.astype(np.float32)
 
     # -- saving and loading -------------------------------------------------------------------------------------------
 
@@ -272,16 +274,17 @@ class KnowledgeMemory:
         write_memory(folder, MemoryParts(self.keys, self.key_scales, self.truth, self.form))
 
     @classmethod
-    def load(cls, folder: str | Path, labels: LabelIndex) -> KnowledgeMemory:
-        """Map what :meth:`save` wrote; keys are read from the file as they are needed.
+    def load(cls, folder: str | Path, labels: LabelIndex, *, kind: str | None = None) -> KnowledgeMemory:
+        """Map what :meth:`save` wrote; row keys are read from the file as they are needed, by the first search.
 
         Args:
             folder: The folder.
             labels: The index of the labels that the memory was built with.
+            kind: As for the class; nothing of it is in the file.
 
         Raises:
             ValueError: naming the file that is missing, damaged, of a newer format version or of other labels.
         """
         memory = cls.__new__(cls)
-        memory._set(read_memory(folder), labels)
+        memory._set(read_memory(folder), labels, kind)
         return memory

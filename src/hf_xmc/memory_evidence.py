@@ -6,16 +6,15 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-import scipy.sparse as sp
 
-from hf_xmc.memory_search import Found
+from hf_xmc.memory_votes import Votes
 
 
 @dataclass(frozen=True)
 class Evidence:
     """Why each label of a prediction (N, K) was predicted: the training rows that voted for it, and its own text.
 
-    The shares of one label, its rows' and its text's, sum to 1; where no key voted for it they are all 0.
+    The shares of one label, its rows' and its text's, sum to 1. A label that no key voted for rests on its text alone.
 
     Attributes:
         indptr: (N K + 1,) int64; the rows of place k of query i are ``indptr[i K + k]:indptr[i K + k + 1]``.
@@ -24,7 +23,7 @@ class Evidence:
         row_shares: (nnz,) float32 in [0, 1], the part of the label's score that came of the row.
         label_scores: (N, K) float32, query . label vector, -inf in missing places.
         label_shares: (N, K) float32 in [0, 1], the part that came of the label's text; 0 where the label is not
-            among the keys that voted.
+            among the keys that voted but has the votes of rows, and in missing places.
     """
 
     indptr: np.ndarray
@@ -42,17 +41,6 @@ class Evidence:
         at = query * num_places + place
         part = slice(int(self.indptr[at]), int(self.indptr[at + 1]))
         return self.row_ids[part], self.row_scores[part], self.row_shares[part]
-
-
-@dataclass(frozen=True)
-class Votes:
-    """What a search counted, key by key; the parts of :func:`collect_evidence`."""
-
-    found: Found
-    row_weights: np.ndarray  # (B, b) float64, softmax over the keys, 0 for a key left out
-    label_weights: np.ndarray  # (B, b) float64
-    lambdas: np.ndarray  # (L,) float64
-    truth: sp.csr_matrix  # (N, L), the votes of a row
 
 
 def collect_evidence(votes: Votes, ids: np.ndarray, label_scores: np.ndarray) -> Evidence:
@@ -93,6 +81,7 @@ def collect_evidence(votes: Votes, ids: np.ndarray, label_scores: np.ndarray) ->
     values = lambdas[voted.indices[hit]] * votes.row_weights[query, place][voter] * voted.data[hit]
     values, voter, at = values[values > 0], voter[values > 0], at[values > 0]
     np.add.at(row_votes, at, values)
+    text_votes[(text_votes + row_votes == 0) & (ids.ravel() >= 0)] = 1
     total = np.maximum(text_votes + row_votes, np.finfo(np.float64).tiny)
     shares = values / total[at]
     order = np.lexsort((rows[voter], -shares, at))

@@ -12,7 +12,7 @@ import scipy.sparse as sp
 from hf_xmc.index import LabelIndex
 from hf_xmc.memory import KnowledgeMemory
 from hf_xmc.memory_form import MemoryForm
-from hf_xmc.memory_search import Found, as_filters, missing, narrow
+from hf_xmc.memory_search import as_filters
 from hf_xmc.metrics.functional import drop_pairs, xmc_metrics
 
 # What `fit_memory` tries, in this order within a round. Ends of row_weight are the label search and plain kNN.
@@ -64,17 +64,11 @@ def fit_memory(
     pairs = as_filters(filters)
     widest = MemoryForm(row_weight=0.5, num_keys=int(max(_GRID["num_keys"])))
     found = memory.find(queries, widest, own_rows, pairs)
-    empty = Found(*missing(len(queries), widest.num_keys), *missing(len(queries), widest.num_keys))
     trials: dict[MemoryForm, tuple[float, float, float]] = {}
 
     def value_of(form: MemoryForm) -> float:
         if form not in trials:
-            keys = found
-            if form.row_weight == 0:
-                keys = replace(found, row_ids=empty.row_ids, row_scores=empty.row_scores)
-            if form.row_weight == 1:
-                keys = replace(found, label_ids=empty.label_ids, label_scores=empty.label_scores)
-            trials[form] = score(memory.rank(narrow(keys, form.num_keys), form, 1, pairs)[0])
+            trials[form] = score(memory.rank(found, form, 1, pairs)[0])
         return trials[form][0]
 
     plain = MemoryForm(row_weight=0)

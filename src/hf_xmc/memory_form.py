@@ -18,7 +18,7 @@ class MemoryForm:
         row_weight: lambda in [0, 1] of a label with one training row. 0 is the plain label search, 1 the nearest
             training rows alone.
         scale: 1 / tau of the softmax over the keys, above 0.
-        num_keys: b, the keys that vote, at least 1. Fewer than top_k distinct labels may come of it.
+        num_keys: b, the keys that vote, at least 1. Labels that none of them votes for follow those that have votes.
         frequency_power: The odds of lambda are multiplied by ((n + 1) / 2) ** frequency_power for a label of n
             training rows. Above 0 rare labels rest on their text; below 0 frequent labels, which many rows vote for
             anyhow, are held back, which lifts PSP. 0 is one lambda for all, as in the paper.

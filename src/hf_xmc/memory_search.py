@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
-import scipy.sparse as sp
 import torch
 
 from hf_xmc.index import MISSING_ID, MISSING_SCORE
@@ -16,12 +15,15 @@ _KEYS_AT_ONCE, _QUERIES_AT_ONCE = 1 << 15, 512
 
 @dataclass(frozen=True)
 class Found:
-    """The nearest keys of each query, of both kinds, best first, padded with -1 and -inf."""
+    """The nearest keys of each query, of both kinds, best first, padded with -1 and -inf.
+
+    There are at least as many labels as rows: the b nearest compete with the rows, all of them fill missing places.
+    """
 
     row_ids: np.ndarray  # (B, b) int64
     row_scores: np.ndarray  # (B, b) float32
-    label_ids: np.ndarray  # (B, b) int64
-    label_scores: np.ndarray  # (B, b) float32
+    label_ids: np.ndarray  # (B, K) int64
+    label_scores: np.ndarray  # (B, K) float32
 
 
 def compress(vectors: torch.Tensor, dtype: torch.dtype) -> tuple[torch.Tensor, torch.Tensor | None]:
@@ -32,12 +34,18 @@ def compress(vectors: torch.Tensor, dtype: torch.dtype) -> tuple[torch.Tensor, t
     return (vectors / scales.clamp_min(1e-30)[:, None]).round().to(torch.int8), scales
 
 
+def widened(keys: torch.Tensor, key_scales: torch.Tensor | None) -> torch.Tensor:
+    """What :func:`compress` made, in float32: (N, D); float32 keys are themselves."""
+    return keys.float() if key_scales is None else keys.float().mul_(key_scales[:, None])
+
+
 def nearest(
     keys: torch.Tensor, key_scales: torch.Tensor | None, dead: torch.Tensor, queries: np.ndarray, count: int
 ) -> tuple[np.ndarray, np.ndarray]:
     """The ``count`` keys of the largest inner product, exactly: ids and scores (N, count), ties by ascending id.
 
-    Not by FAISS: keys stay in the mapped file in their own dtype and are decoded block by block, and it works without.
+    For keys whose float32 copy is too large: they stay in the mapped file in their own dtype and are decoded block by
+    block. A LabelIndex of the copy answers alike.
     """
     best_ids, best_scores = (torch.from_numpy(part) for part in missing(len(queries), count))
     rows = torch.from_numpy(queries)
@@ -76,35 +84,13 @@ def top(scores: torch.Tensor, count: int) -> tuple[torch.Tensor, torch.Tensor]:
     return values, places.gather(1, order)
 
 
-def write_best(votes: sp.csr_matrix, ids: np.ndarray, scores: np.ndarray) -> None:
-    """Write the best labels of CSR votes (B, L) into ids and scores (B, K).
-
-    They are ordered before they are rounded to float32, so that differences that the softmax makes tiny still count.
-    """
-    row = np.repeat(np.arange(votes.shape[0]), np.diff(votes.indptr))
-    order = np.lexsort((votes.indices, -votes.data, row))
-    rank = np.arange(len(row)) - votes.indptr[row]
-    kept = rank < ids.shape[1]
-    ids[row[kept], rank[kept]] = votes.indices[order][kept]
-    scores[row[kept], rank[kept]] = votes.data[order][kept]
-
-
-def missing(num_rows: int, num_places: int) -> tuple[np.ndarray, np.ndarray]:
+def missing(num_rows: int, num_places: int, dtype: type[np.floating] = np.float32) -> tuple[np.ndarray, np.ndarray]:
     shape = (num_rows, num_places)
-    return np.full(shape, MISSING_ID, dtype=np.int64), np.full(shape, MISSING_SCORE, dtype=np.float32)
+    return np.full(shape, MISSING_ID, dtype=np.int64), np.full(shape, MISSING_SCORE, dtype=dtype)
 
 
 def take(found: Found, part: slice) -> Found:
     return Found(found.row_ids[part], found.row_scores[part], found.label_ids[part], found.label_scores[part])
-
-
-def narrow(found: Found, count: int) -> Found:
-    return Found(
-        found.row_ids[:, :count],
-        found.row_scores[:, :count],
-        found.label_ids[:, :count],
-        found.label_scores[:, :count],
-    )
 
 
 def as_filters(pairs: np.ndarray | None) -> np.ndarray:

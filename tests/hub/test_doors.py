@@ -31,6 +31,7 @@ VOTES = [
     {"top_k": 3, "memory": False, "return_evidence": True},
     {"top_k": 4, "candidates": [2, 5, 7, 11], "return_evidence": True, "num_evidence": 100},
     {"top_k": 5, "min_precision": 0.4},
+    {"top_k": len(WORDS) - 1, "return_evidence": True},  # more labels than any key votes for
 ]
 # Encoder, the type of the memory's rows.
 REPOS = {"static": None, "static rows": "float32", "static heads": "int8", "bert heads": "float16", "bert": None}
@@ -71,6 +72,9 @@ def repos(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[Path, Ret
         retriever.save_pretrained(folder / "repo")
         made[name] = folder / "repo", retriever, [retriever.predict(TEXTS, **call) for call in calls_of(name)]
     assert any(label["evidence"]["rows"] for answer in made["bert heads"][2][3] for label in answer)
+    whole = made["bert heads"][2][-1]
+    assert [len(answer) for answer in whole] == [len(WORDS) - 1] * len(TEXTS)
+    assert any(label["evidence"]["label"]["share"] == 1 and not label["evidence"]["rows"] for label in whole[0])
     return made
 
 

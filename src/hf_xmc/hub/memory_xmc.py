@@ -14,8 +14,10 @@ from typing import Any
 import numpy as np
 from safetensors import safe_open
 
-# Keys decoded at once.
-_KEYS_AT_ONCE = 1 << 14
+# Keys decoded at once, and the bytes up to which a float32 copy of all is kept.
+_KEYS_AT_ONCE, _MAX_COPY = 1 << 14, 1 << 29
+# Scores of a search in that copy held at once.
+_SCORES_AT_ONCE = 1 << 24
 
 
 @dataclass(frozen=True)
@@ -71,8 +73,9 @@ class Memory:
         return 1 / (1 + np.exp(-np.clip(logits, -700, 700)))
 
     def vote(self, queries: np.ndarray, top_k: int, candidates: np.ndarray | None = None) -> list[Vote]:
-        """For each query at most ``top_k`` labels, those of the most votes; ``candidates``, ids of the only labels to
-        vote for, take all other labels and the rows without any of these out of the search."""
+        """For each query at most ``top_k`` labels, those of the most votes, then those of the largest label score;
+        ``candidates``, ids of the only labels to vote for, take all other labels and the rows without any of these out
+        of the search."""
         allowed = self.labels.alive.copy()
         silent = np.diff(self.indptr) == 0  # (N,)
         if candidates is not None:
@@ -82,9 +85,7 @@ class Memory:
         num_keys, batch = self.form["num_keys"], len(queries)
         none = np.zeros((batch, 0), np.int64), np.zeros((batch, 0), np.float32)
         row_ids, row_scores = self._nearest(queries, num_keys, silent) if self.form["row_weight"] > 0 else none
-        label_ids, label_scores = (
-            self.labels.search(queries, num_keys, candidates) if self.form["row_weight"] < 1 else none
-        )
+        label_ids, label_scores = self.labels.search(queries, max(num_keys, top_k), candidates)
         return [
             self._vote(*parts, top_k, allowed)
             for parts in zip(row_ids, row_scores, label_ids, label_scores, strict=True)
@@ -99,7 +100,8 @@ class Memory:
         top_k: int,
         allowed: np.ndarray,
     ) -> Vote:
-        scores = np.concatenate([row_scores, label_scores]).astype(np.float64)  # rows win ties
+        keys = label_scores[: self.form["num_keys"] if self.form["row_weight"] < 1 else 0]
+        scores = np.concatenate([row_scores, keys]).astype(np.float64)  # rows win ties
         order = np.argsort(-scores, kind="stable")[: self.form["num_keys"]]
         order = order[scores[order] > -np.inf]
         weights = np.zeros(len(scores))
@@ -120,16 +122,23 @@ class Memory:
                 (1 - self.lambdas[label_ids[texts]]) * label_weights[texts],
             ]
         )
-        here = allowed[label]
+        here = allowed[label] & (value > 0)
         voter, label, value = voter[here], label[here], value[here]
         ids, place = np.unique(label, return_inverse=True)
         totals = np.bincount(place, weights=value, minlength=len(ids))
-        first = np.lexsort((ids, -totals))[:top_k]
-        return Vote(ids[first], totals[first].astype(np.float32), voter, label, value, row_ids, row_scores)
+        order = np.lexsort((ids, -totals))
+        ids, totals = ids[order], totals[order]
+        # Labels without a vote: half of the least vote, and less by what their label score lies behind the first's.
+        rest = np.flatnonzero(~np.isin(label_ids, ids))[: max(top_k - len(ids), 0)]
+        least = totals[-1] if len(totals) else 1.0
+        behind = label_scores[rest].astype(np.float64)
+        filled = least / 2 * np.exp(self.form["scale"] * (behind - behind[:1]))
+        ids, totals = np.concatenate([ids, label_ids[rest]])[:top_k], np.concatenate([totals, filled])[:top_k]
+        return Vote(ids, totals.astype(np.float32), voter, label, value, row_ids, row_scores)
 
     def evidence(self, query: np.ndarray, vote: Vote, label_id: int, count: int) -> dict[str, Any]:
         """What made one label: its text's score and share, and the training rows of the largest share."""
-        mine = (vote.label == label_id) & (vote.value > 0)
+        mine = vote.label == label_id
         voter, value, row_ids = vote.voter[mine], vote.value[mine], vote.row_ids
         shares = value / max(float(value.sum()), np.finfo(np.float64).tiny)
         rows = np.flatnonzero(voter >= 0)
@@ -137,7 +146,7 @@ class Memory:
         return {
             "label": {
                 "score": float(self.labels.vectors[label_id] @ query),
-                "share": float(shares[voter < 0].sum()),
+                "share": float(shares[voter < 0].sum()) if len(value) else 1.0,
             },
             "rows": [
                 {
@@ -150,10 +159,25 @@ class Memory:
             ],
         }
 
+    @cached_property
+    def _decoded(self) -> np.ndarray:
+        """(N, D) float32"""
+        keys = self.keys[:].astype(np.float32, copy=False)
+        return keys if self.scales is None else keys * self.scales[:, None]
+
     def _nearest(self, queries: np.ndarray, count: int, silent: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """(B, at most count) rows that are not silent, and their scores, equal scores by ascending row."""
         ids, scores = np.zeros((len(queries), 0), np.int64), np.zeros((len(queries), 0), np.float32)
         num_rows = len(self.indptr) - 1
+        if len(queries) and 4 * num_rows * queries.shape[1] <= _MAX_COPY:
+            parts = []
+            step = max(1, _SCORES_AT_ONCE // max(1, num_rows))
+            for start in range(0, len(queries), step):
+                block = queries[start : start + step] @ self._decoded.T  # (B, N)
+                block[:, silent] = -np.inf
+                parts.append(best(block, min(count, num_rows)))
+            ids, scores = (np.concatenate(part) for part in zip(*parts, strict=True))
+            return ids, scores
         for first in range(0, num_rows, _KEYS_AT_ONCE):
             last = min(first + _KEYS_AT_ONCE, num_rows)
             block = queries @ self.keys[first:last].astype(np.float32).T  # (B, C)
