@@ -5,7 +5,7 @@
 Trains on all but a held-out part of train (by title key), fits there how the two halves are weighed, then, with
 ``refit``, trains again on every row with that weight. The test split is looked at once, for every form at the same
 time. With ``classifier: false`` it is DePSL; with ``memory`` training rows vote beside the labels (RAE-XMC), as fitted
-on the held-out part.
+on the held-out part; with ``calibrate`` answers have probabilities, fitted there too.
 
 Labels learn from each other (Gandalf) in two ways. With ``label_rows`` their texts are training rows too, those of
 ``num_label_rows`` labels, rare ones first, or nothing else with ``train_rows: false``. With ``label_encoder_weight``
@@ -27,6 +27,7 @@ import hf_xmc
 from hf_xmc.data.gandalf import gandalf, label_rows, random_walk_label_rows, self_label_rows, symmetric_label_rows
 from hf_xmc.evaluation import fit_search_form
 from hf_xmc.hub.model_card import write_model_card
+from hf_xmc.recipe_calibration import calibrate_held_out
 from hf_xmc.recipe_config import last_checkpoint, load_data, read_recipe_config, stage_args
 from hf_xmc.recipe_memory import choose_memory, memory_rows
 from hf_xmc.run_record import RunRecord, metrics_table
@@ -68,6 +69,7 @@ class UniDEC:
     similarity_weight: float = 0.0
     memory: bool = True
     memory_psp_weight: float = 0.5
+    calibrate: bool = True
 
 
 GRAPHS = {"symmetric": symmetric_label_rows, "walk": random_walk_label_rows, "self": self_label_rows}
@@ -161,6 +163,10 @@ if config.memory and state.is_main_process:
         choice = choose_memory(encoder, development, config.memory_psp_weight)
     print(choice)
     record.notes.append(str(choice))
+calibration = None
+if config.calibrate and state.is_main_process:
+    with record.timed("fitting"):
+        calibration = calibrate_held_out(encoder, development, choice and choice.form, record)
 state.wait_for_everyone()
 if config.refit:
     with record.timed("training"):
@@ -177,6 +183,7 @@ if state.is_main_process:
     if choice is not None:
         table |= memory_rows(retriever, test, choice, record)
     metrics = table.get("with memory", table[name])
+    retriever.calibration = calibration
     retriever.save_pretrained(output)
     record.write(output / "metrics.json", metrics)
     write_model_card(output, name)
