@@ -1,41 +1,46 @@
 """
 What labels are worth that a retriever gets after training: recall of the new ones, and what the old ones lose.
 
-    OMP_NUM_THREADS=1 python benchmarks/new_labels.py [--data_dir FOLDER] [--num_new 1000] [--save | --load FOLDER]
+    OMP_NUM_THREADS=1 python benchmarks/new_labels.py [--data_dir FOLDER] [--num_new 1000] [--models FOLDER]
 
-Random labels that occur in the test split are withheld: their texts leave the label table, their ids leave the train
-rows, and rows left without a label are dropped, so that neither the vocabulary nor the loss sees them. Then
-`add_labels` gives their texts to the trained retriever. New labels are judged on the test rows that need one, among
-all labels; old labels on all test rows that have one, a new label in their way counting as a miss. "before training"
-is the same encoder, with the same vocabulary, whose labels are ranked by text alone. The discount is that of
-`add_labels`.
+Random labels are withheld: their texts leave the label table, their ids leave the train rows, and rows left without a
+label are dropped, so that neither the vocabulary nor the loss sees them. Then their texts are given to the trained
+retriever. New labels are judged on the rows that need one, among all labels; old labels on all rows that have one. A
+right new label before an old one counts as a miss, or it is taken out of the ranking, where hits of new labels should
+count neither way.
 
-`--save` keeps the trained retriever, `--load` takes it in place of training (minutes).
+What row a new label gets was chosen on a held-out part of train, with labels withheld that occur there (first table);
+`add_labels` does as chosen. The test split is looked at once, with other labels withheld (second table). "before
+training" is the same encoder, with the same vocabulary, whose labels are ranked by text alone.
+
+`--models` keeps the two trained retrievers and takes those that lie there in place of training (minutes).
 """
 
 from __future__ import annotations
 
 import argparse
-import copy
-import tempfile
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import datasets
 import numpy as np
+import preset
 import torch
 from scipy.sparse import csr_matrix, diags
 from table import Table, add_output, write
 
 import hf_xmc
 from hf_xmc.metrics.functional import xmc_metrics
-from hf_xmc.static import static_embedding
 
-TITLES = Path(__file__).parent.parent / "recipes" / "data" / "lf-gutenberg-titles"
-# Weights of the classifier half that recipes/unidec.py fits on held-out parts of lf-gutenberg-titles, and a discount
-# of 0, with which a new row is the label's own vector; the default was set on these very rows.
-WEIGHTS, DISCOUNTS = (0.2, 0.4), (0.0, 0.04, 0.08)
-COLUMNS = ("R@10 of new", "P@1 of old", "P@3 of old", "P@5 of old", "R@10 of old", "P@1 of all")
+MEASURES = {"P@1": "precision@1", "P@3": "precision@3", "P@5": "precision@5", "R@10": "recall@10"}
+COLUMNS = dict.fromkeys(("", "right new labels"), "") | {"R@10 of new": ".2f"}
+COLUMNS |= {f"{name} of old": "+.2f" for name in MEASURES} | {"P@1 of all": ".2f"}
+# Places that are searched, so that ten are left where right new labels are taken out.
+DEPTH = 60
+ABOUT = (
+    "{dropped:,} train rows dropped; {new:,} rows need a new label and {old:,} an old one. Percent; of the old labels "
+    "first the value without new rows in the index, then the change with them."
+)
 
 
 def withhold(data: hf_xmc.XMCDataset, ids: np.ndarray) -> hf_xmc.XMCDataset:
@@ -53,107 +58,124 @@ def withhold(data: hf_xmc.XMCDataset, ids: np.ndarray) -> hf_xmc.XMCDataset:
     return replace(data, train=train, test=train.select([]), labels=labels, filters=none)
 
 
-def start(data: hf_xmc.XMCDataset) -> hf_xmc.XMCEncoder:
-    return hf_xmc.XMCEncoder(modules=[static_embedding(data.train["text"][:] + data.labels["text"][:])], device="cpu")
+@dataclass
+class Split:
+    """A data set without some labels, and what its `test` rows want of old and of new labels.
+
+    Args:
+        data: Whose `test` rows are asked.
+        num_new: Labels to withhold, of those that occur there.
+        seed: Of the draw.
+    """
+
+    data: hf_xmc.XMCDataset
+    num_new: int
+    seed: int
+
+    def __post_init__(self) -> None:
+        truth = self.data.to_csr("test")
+        draw = np.random.default_rng(self.seed)
+        new = np.sort(draw.choice(np.unique(truth.indices), self.num_new, replace=False))
+        old = np.setdiff1d(np.arange(self.data.num_labels), new)
+        self.known = withhold(self.data, new)
+        self.new_texts = self.data.labels.select(new)["text"][:]
+        self.texts = self.data.test["text"][:]
+        self.truth = truth[:, np.concatenate([old, new])].tocsr()  # ids of a retriever that appends the new ones
+        is_new = np.arange(self.data.num_labels) >= len(old)
+        self.of_new, self.of_old = (_columns(self.truth, wanted) for wanted in (is_new, ~is_new))
+        self.wants_new, self.wants_old = (np.flatnonzero(np.diff(part.indptr)) for part in (self.of_new, self.of_old))
+        self.base: dict[str, float] = {}
+
+    def table(self, title: str) -> Table:
+        counts = {"new": len(self.wants_new), "old": len(self.wants_old)}
+        return Table(title, COLUMNS, ABOUT.format(dropped=len(self.data.train) - len(self.known.train), **counts))
+
+    def judge_old(self, table: Table, name: str, queries: np.ndarray, labels: np.ndarray) -> None:
+        """A line for the old labels alone, with which later lines are compared."""
+        ids, _ = hf_xmc.LabelIndex(labels, kind="exact").search(queries, DEPTH)
+        self.base = percent(ids[self.wants_old], self.of_old[self.wants_old])
+        table.add(name, "", None, *(f"{value:.2f}" for value in self.base.values()), None)
+
+    def judge(self, table: Table, name: str, queries: np.ndarray, labels: np.ndarray) -> None:
+        """Two lines for old and new labels in one index."""
+        ids, _ = hf_xmc.LabelIndex(labels, kind="exact").search(queries, DEPTH)
+        recall = percent(ids[self.wants_new], self.of_new[self.wants_new])["R@10"]
+        first = percent(ids, self.truth)["P@1"]
+        pairs = self.of_new.tocoo()
+        wanted = pairs.row.astype(np.int64) * self.data.num_labels + pairs.col
+        hit = np.isin(np.arange(len(ids))[:, None] * self.data.num_labels + ids, wanted)  # (N, DEPTH)
+        left = np.take_along_axis(ids, np.argsort(hit, axis=1, kind="stable"), axis=1)
+        for reading, ranking in (("misses", ids), ("taken out", left)):
+            found = percent(ranking[self.wants_old], self.of_old[self.wants_old])
+            table.add(name, reading, recall, *(found[key] - self.base[key] for key in found), first)
 
 
-def train(data: hf_xmc.XMCDataset, epochs: int) -> hf_xmc.XMCEncoder:
-    """As recipes/configs/lf-gutenberg-titles/unidec.yaml does."""
-    encoder = start(data)
-    encoder.add_classifier(data.num_labels, None, residual=True, dropout=0.1)
-    loss = hf_xmc.losses.UnifiedLoss(encoder, scale=20)
-    with tempfile.TemporaryDirectory() as folder:
-        arguments = hf_xmc.XMCTrainingArguments(
-            positives_per_row=3,
-            random_negatives=1000,
-            num_train_epochs=epochs,
-            per_device_train_batch_size=1024,
-            learning_rate=1e-2,
-            classifier_learning_rate=2e-3,
-            use_cpu=True,
-            report_to="none",
-            save_strategy="no",
-            output_dir=folder,
-        )
-        hf_xmc.XMCTrainer(model=encoder, args=arguments, train_dataset=data, loss=loss).train()
-    return encoder
+def _columns(truth: csr_matrix, wanted: np.ndarray) -> csr_matrix:
+    """truth (N, L) with nothing but the wanted (L,) columns left."""
+    part = (truth @ diags(wanted.astype(np.float32))).tocsr()
+    part.eliminate_zeros()
+    return part
+
+
+def percent(ids: np.ndarray, truth: csr_matrix) -> dict[str, float]:
+    """The measures of a ranking (N, at least 10)."""
+    found = xmc_metrics(ids, truth, (1, 3, 5)) | xmc_metrics(ids, truth, (10,))
+    return {name: 100 * found[key] for name, key in MEASURES.items()}
+
+
+def rows_tried(trained: hf_xmc.Retriever, texts: list[str]) -> dict[str, np.ndarray]:
+    """Name -> (n, D) classifier rows of new labels, none with a constant to tune: z is the text's vector."""
+    z, free = trained.embedding, trained.classifier - trained.embedding
+    new = trained.encoder.encode_halves(texts)[0]
+    mean, centre = free.mean(0), z.mean(0)
+    slope = ((free - mean) * (z - centre)).sum() / ((z - centre) ** 2).sum()
+    return {
+        "z": new,
+        "z + mean free row (chosen)": new + mean,
+        f"z + regression of free rows on z, slope {slope:.3f}": new + mean + slope * (new - centre),
+    }
+
+
+def choose(split: Split, models: Path | None) -> Table:
+    """The rows that were tried, on held-out rows."""
+    table = split.table(f"Row of a new label, held-out part of {split.data.name}, {split.num_new:,} labels withheld")
+    trained = preset.trained(split.known, models and models / "new-labels-held-out")
+    queries = trained.encoder.query_vectors(split.texts)
+    split.judge_old(table, "old alone", queries, trained.index.vectors)
+    for name, rows in rows_tried(trained, split.new_texts).items():
+        split.judge(table, name, queries, np.concatenate([trained.index.vectors, rows]))
+    return table
+
+
+def look(split: Split, models: Path | None) -> Table:
+    """What `add_labels` does, on the test split."""
+    table = split.table(f"{split.num_new:,} labels that {split.data.name} never trained on, test split")
+    names = split.known.labels["text"][:]
+    encoder = preset.start(split.known)
+    queries, labels = encoder.query_vectors(split.texts), encoder.label_vectors(names + split.new_texts)
+    split.judge_old(table, "before training, old alone", queries, labels[: len(names)])
+    split.judge(table, "before training", queries, labels)
+    trained = preset.trained(split.known, models and models / "new-labels-test")
+    queries = trained.encoder.query_vectors(split.texts)
+    split.judge_old(table, "trained, old alone", queries, trained.index.vectors)
+    trained.add_labels(split.new_texts)
+    split.judge(table, "added", queries, trained.index.vectors)
+    return table
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data_dir", default=str(TITLES))
+    parser.add_argument("--data_dir", default=str(preset.DATA))
     parser.add_argument("--num_new", type=int, default=1000)
-    parser.add_argument("--epochs", type=int, default=6)
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--save", help="folder to keep the trained retriever in")
-    parser.add_argument("--load", help="folder of a retriever that --save wrote, in place of training")
+    parser.add_argument("--seeds", type=int, nargs=2, default=(0, 1), help="of the labels withheld: held-out, test")
+    parser.add_argument("--models", type=Path, help="folder of trained retrievers, read where they lie there already")
     add_output(parser)
     given = parser.parse_args()
     torch.set_num_threads(1)
-    data = hf_xmc.load_lf(given.data_dir)
-    truth = data.to_csr("test")
-    new = np.sort(np.random.default_rng(given.seed).choice(np.unique(truth.indices), given.num_new, replace=False))
-    old = np.setdiff1d(np.arange(data.num_labels), new)
-    known, new_texts, texts = withhold(data, new), data.labels.select(new)["text"][:], data.test["text"][:]
-    truth = truth[:, np.concatenate([old, new])].tocsr()  # the ids of a retriever that appends the new ones
-    of_new = (truth @ diags((np.arange(truth.shape[1]) >= len(old)).astype(np.float32))).tocsr()
-    of_new.eliminate_zeros()
-    of_old = (truth - of_new).tocsr()
-    of_old.eliminate_zeros()
-    wants_new, wants_old = np.flatnonzero(np.diff(of_new.indptr)), np.flatnonzero(np.diff(of_old.indptr))
-    table = Table(
-        f"{given.num_new:,} labels that {data.name} never trained on",
-        dict.fromkeys(("", "classifier weight"), "") | dict.fromkeys(COLUMNS, ".2f"),
-        about=(
-            f"{len(data.train) - len(known.train):,} train rows dropped; {len(wants_new):,} test rows need a new "
-            f"label and {len(wants_old):,} an old one. Percent; P, R of the old labels without new rows in the index, "
-            "then the change with them, a right new label in their way a miss."
-        ),
-    )
-
-    def judge(
-        name: str, labels: np.ndarray, queries: np.ndarray, without: dict[str, float] | None
-    ) -> dict[str, float]:
-        ids = hf_xmc.LabelIndex(labels, kind="exact").search(queries, 10)[0]
-        found = percent(ids[wants_old], of_old[wants_old])
-        weight = encoder.search_form.classifier_weight
-        recall = percent(ids[wants_new], of_new[wants_new])["recall@10"] if len(labels) > len(old) else None
-        changes = [value - without[key] if without else value for key, value in found.items()]
-        both = percent(ids, truth)["precision@1"] if len(labels) > len(old) else None
-        table.add(name, str(weight), recall, *changes, both)
-        return found
-
-    encoder = start(known)
-    encoder.search_form = hf_xmc.SearchForm(0.0)
-    names = known.labels["text"][:]
-    queries = encoder.query_vectors(texts)
-    without = judge("before training, old alone", encoder.label_vectors(names), queries, None)
-    judge("before training", encoder.label_vectors(names + new_texts), queries, without)
-    if given.load:
-        trained = hf_xmc.Retriever.from_pretrained(given.load, device="cpu")
-    else:
-        trained = hf_xmc.Retriever.build(train(known, given.epochs), names)
-        if given.save:
-            trained.save_pretrained(given.save)
-    encoder = trained.encoder
-    queries = encoder.query_vectors(texts)
-    for weight in WEIGHTS:
-        encoder.search_form = hf_xmc.SearchForm(weight, False)
-        labels = encoder.join_labels(trained.embedding, trained.classifier)
-        without = judge("trained, old alone", labels, queries, None)
-        for discount in DISCOUNTS:
-            retriever = hf_xmc.Retriever(
-                copy.deepcopy(encoder), names, trained.embedding, trained.classifier, hf_xmc.LabelIndex(labels)
-            )
-            retriever.add_labels(new_texts, discount=discount)
-            judge(f"added, discount {discount}", retriever.index.vectors, queries, without)
-    write(given.output, table)
-
-
-def percent(ids: np.ndarray, truth: csr_matrix) -> dict[str, float]:
-    """precision@1, @3, @5 and recall@10 of a ranking (N, 10)."""
-    found = xmc_metrics(ids, truth, (1, 3, 5)) | xmc_metrics(ids, truth, (10,))
-    return {key: 100 * found[key] for key in ("precision@1", "precision@3", "precision@5", "recall@10")}
+    data = preset.load(given.data_dir)
+    development = data.hold_out(0.1, seed=preset.SEED, seen_labels_only=True)
+    chosen = choose(Split(development, given.num_new, given.seeds[0]), given.models)
+    write(given.output, chosen, look(Split(data, given.num_new, given.seeds[1]), given.models))
 
 
 if __name__ == "__main__":

@@ -1,0 +1,73 @@
+"""The static preset of lf-gutenberg-titles for benchmarks that ask something of its model: trained once, then read."""
+
+from __future__ import annotations
+
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+import hf_xmc
+from hf_xmc.recipe_config import load_data, read_recipe_config
+from hf_xmc.static import static_embedding
+
+RECIPES = Path(__file__).parent.parent / "recipes"
+CONFIG = RECIPES / "configs" / "lf-gutenberg-titles" / "unidec.yaml"
+DATA = RECIPES / "data" / "lf-gutenberg-titles"
+# What recipes/unidec.py fits on the held-out part with these settings: the classifier alone.
+FORM = hf_xmc.SearchForm(1.0, normalize_classifier=False)
+# Of the host's training arguments, by which the recipe draws its held-out part.
+SEED = 42
+
+
+@dataclass
+class Preset:
+    """Fields of recipes/unidec.py that its YAML file sets and that are read here."""
+
+    data_dir: str = str(DATA)
+    encoder: str = "static"
+    classifier: bool = True
+    residual: bool = True
+    dropout: float = 0.1
+    scale: float = 20.0
+    memory: bool = True
+
+
+def load(folder: str | Path) -> hf_xmc.XMCDataset:
+    """The data set, by the fields that its benchmark names."""
+    return load_data(folder, [], [])[0]
+
+
+def start(data: hf_xmc.XMCDataset) -> hf_xmc.XMCEncoder:
+    """The encoder before training: the vocabulary of ``data.train`` and its labels, searched by label text alone."""
+    texts = data.train["text"][:] + data.labels["text"][:]
+    encoder = hf_xmc.XMCEncoder(modules=[static_embedding(texts)], device="cpu")
+    encoder.search_form = hf_xmc.SearchForm(0.0)
+    return encoder
+
+
+def trained(data: hf_xmc.XMCDataset, folder: Path | None, *overrides: str) -> hf_xmc.Retriever:
+    """A retriever that is trained on ``data.train`` with the settings of the YAML file.
+
+    Args:
+        data: Its ``test`` part is not looked at.
+        folder: Where the retriever is kept; one that lies there already is read in place of training. None keeps
+            nothing.
+        overrides: Any ``field=value`` of the recipe.
+    """
+    if folder is not None and folder.exists():
+        return hf_xmc.Retriever.from_pretrained(folder, device="cpu")
+    with tempfile.TemporaryDirectory() as scratch:
+        words = ["--config", str(CONFIG), "--output_dir", scratch, "use_cpu=true", "report_to=none", *overrides]
+        preset, arguments = read_recipe_config(Preset, "", words)
+        torch.set_num_threads(1)
+        encoder = start(data)
+        encoder.add_classifier(data.num_labels, None, residual=preset.residual, dropout=preset.dropout)
+        loss = hf_xmc.losses.UnifiedLoss(encoder, scale=preset.scale)
+        hf_xmc.XMCTrainer(model=encoder, args=arguments, train_dataset=data, loss=loss).train()
+    encoder.search_form = FORM
+    retriever = hf_xmc.Retriever.build(encoder, data.labels["text"][:], index="exact")
+    if folder is not None:
+        retriever.save_pretrained(folder)
+    return retriever
