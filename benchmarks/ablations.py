@@ -111,6 +111,13 @@ UNIDEC = {
     "BCE": Variant(over_pool(UnifiedLoss, scale=SCALE, bce_weight=1.0), ROWS),
     "two heads as published": Variant(UNIFIED, ROWS | {"dimension": 256, "encoder_dimension": 256, "residual": False}),
 }
+# Published with batches whose own labels are the whole pool: is that what hard negatives and clusters are for?
+SMALL_POOL = {"per_device_train_batch_size": 128, "random_negatives": 0}
+UNIDEC |= {
+    "small pool: 128 rows, no random negatives": Variant(UNIFIED, ROWS, SMALL_POOL),
+    "small pool, hard negatives": Variant(UNIFIED, ROWS, SMALL_POOL | {"hard_negatives": 3, "refresh_epochs": 2}),
+    "small pool, clusters": Variant(UNIFIED, ROWS, SMALL_POOL | {"cluster_batches": True, "refresh_epochs": 2}),
+}
 AWARE = tuple(hf_xmc.SearchForm(u, False) for u in (0.4, 0.7, 1.0))
 BLIND = (hf_xmc.SearchForm(1.0, False),)
 FREE = ROWS | {"residual": False}
