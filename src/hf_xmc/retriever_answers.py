@@ -38,7 +38,7 @@ class RetrieverAnswers(RetrieverParts):
             threshold: The least score of a label that is kept, None for any. Always the score, also where there are
                 probabilities, so that a calibration changes no answer.
             min_precision: In (0, 1]: of each text's labels keep the longest list whose mean probability reaches this,
-                perhaps none. Needs :meth:`calibrate`.
+                perhaps none. Needs :meth:`calibrate`. A memory does not keep wishes near 1 (benchmarks/README.md).
             candidates: Ids of the only labels to choose from, for all texts alike; None for all. A text has fewer
                 than top_k labels where there are fewer candidates.
             memory: Whether training rows vote; None: if there is a memory. A text then has fewer than top_k labels
