@@ -75,6 +75,7 @@ LAYERS: dict[str, int] = {
     "trainer": 3,
     "pipeline": 3,
     "serving": 3,
+    "serving_int8": 3,
     "": 4,
     "cli": 4,
 }

@@ -20,8 +20,8 @@ def export_onnx(folder: str | Path) -> Path:
 
     ``hf_xmc.hub.server_xmc.OnnxServer`` and ``OpenVinoServer`` answer with it, in processes without torch. The host's
     own ONNX and OpenVINO back ends are not used: optimum-onnx 0.1 wants transformers below 4.58, optimum-intel 2.2
-    wants it below 5.6. A search form that is changed later needs another export. No 8-bit graph is written: with
-    dynamic 8-bit matrix products only half of 1,000 titles kept their five labels.
+    wants it below 5.6. A search form that is changed later needs another export. ``hf_xmc.serving_int8`` stores
+    the weights of the graph in 8 bits.
 
     Args:
         folder: What ``Retriever.save_pretrained`` wrote.
