@@ -58,7 +58,7 @@ class DEXML:
     mini_batch_size: int = 256
     hold_out: float = 0.1
     memory: bool = True
-    memory_psp_weight: float = 0.5
+    memory_psp_weight: float = 0.2
 
 
 # 1. Settings: the YAML, then the command line.

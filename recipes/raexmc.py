@@ -40,7 +40,7 @@ class RAEXMC:
     scale: float = 20.0
     hold_out: float = 0.1
     refit: bool = True
-    memory_psp_weight: float = 0.5
+    memory_psp_weight: float = 0.2
 
 
 # 1. Settings: the YAML, then the command line.

@@ -68,7 +68,7 @@ class UniDEC:
     label_classifier_weight: float = 0.0
     similarity_weight: float = 0.0
     memory: bool = True
-    memory_psp_weight: float = 0.5
+    memory_psp_weight: float = 0.2
     calibrate: bool = True
 
 

@@ -48,7 +48,7 @@ class MemoryChoice:
         return f"memory: {self.form}, P@1 {gain:+.2f}, PSP@1 {psp_gain:+.2f}; fold weight {self.fold_weight}"
 
 
-def choose_memory(encoder: XMCEncoder, development: XMCDataset, psp_weight: float = 0.5) -> MemoryChoice:
+def choose_memory(encoder: XMCEncoder, development: XMCDataset, psp_weight: float = 0.2) -> MemoryChoice:
     """Fit on a held-out part.
 
     Args:
@@ -66,7 +66,7 @@ def choose_memory(encoder: XMCEncoder, development: XMCDataset, psp_weight: floa
 
 
 def choose_memory_leave_one_out(
-    encoder: XMCEncoder, data: XMCDataset, psp_weight: float = 0.5, *, num_rows: int = 5000, seed: int = 0
+    encoder: XMCEncoder, data: XMCDataset, psp_weight: float = 0.2, *, num_rows: int = 5000, seed: int = 0
 ) -> MemoryChoice:
     """Fit on rows of ``data.train``, each without its own vote, where nothing is held out; folding is left at 0.
 
