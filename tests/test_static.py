@@ -8,6 +8,7 @@ import torch
 from conftest import word_tokenizer
 from sentence_transformers import SentenceTransformer
 from sentence_transformers.sentence_transformer.modules import StaticEmbedding
+from tokenizers import Tokenizer
 
 from hf_xmc import XMCDataset, XMCEncoder, XMCEvaluator
 from hf_xmc.static import TableOfRows, static_embedding
@@ -109,6 +110,16 @@ def test_plain_sentence_transformers_loads_it_and_unseen_words_fall_back_to_piec
     texts = tiny.test["text"][:20] + ["", "xyzzyq"]
     plain = SentenceTransformer(str(tmp_path), device="cpu")
     np.testing.assert_allclose(plain.encode(texts), encoder.encode(texts), atol=1e-7)
+
+
+def test_a_saved_tokenizer_splits_as_the_one_that_was_trained_with(tiny: XMCDataset) -> None:
+    texts = tiny.train["text"][:] + tiny.labels["text"][:]
+    tokenizer = static_embedding(texts, min_pair_count=2).tokenizer
+    saved = Tokenizer.from_str(tokenizer.to_str())
+    ours, theirs = (
+        [encoding.ids for encoding in t.encode_batch(texts, add_special_tokens=False)] for t in (tokenizer, saved)
+    )
+    assert ours == theirs
 
 
 def test_texts_without_words_are_refused() -> None:

@@ -22,6 +22,8 @@ UNKNOWN = "<unk>"
 _PIECE_SCORE = -40.0
 # A pair beats its two words by this much.
 _PAIR_BONUS = 1.0
+# The most frequent pair by this share more.
+_TIE_SHARE = 1e-3
 # Length at which a token's own vector starts, in units of the sum of its pieces.
 _OWN_VECTOR_SHARE = 0.1
 
@@ -163,11 +165,15 @@ def static_embedding(
     pieces = [encoding.ids for encoding in tokenizer.encode_batch(names, add_special_tokens=False)]
     counts = np.array([words[name] for name in names], dtype=np.float64)  # (W,)
     scores = dict(zip(names, np.log(counts / counts.sum()).tolist(), strict=True))
-    kept = [pair for pair, count in pairs.items() if count >= min_pair_count]
+    kept = sorted((pair for pair in pairs if pairs[pair] >= min_pair_count), key=lambda pair: (-pairs[pair], pair))
+    # Else "a b" + "c" and "a" + "b c" score alike and rounding chooses between them, which a saved file does not keep.
+    bonus = _PAIR_BONUS * (1 + _TIE_SHARE * np.linspace(1, 0, len(kept)))  # the more frequent pair wins
 
     vocabulary = [(UNKNOWN, 2 * _PIECE_SCORE)]
     vocabulary += [(SPACE + name, scores[name]) for name in names]
-    vocabulary += [(f"{SPACE}{a}{SPACE}{b}", scores[a] + scores[b] + _PAIR_BONUS) for a, b in kept]
+    vocabulary += [
+        (f"{SPACE}{a}{SPACE}{b}", scores[a] + scores[b] + more) for (a, b), more in zip(kept, bonus, strict=True)
+    ]
     known = {token for token, _ in vocabulary}
     fallback = [(token, row) for token, row in tokenizer.get_vocab().items() if token not in known and token.strip()]
     vocabulary += [(token, _PIECE_SCORE) for token, _ in fallback]
