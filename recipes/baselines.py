@@ -17,10 +17,10 @@ from sentence_transformers.sentence_transformer.modules import StaticEmbedding
 import hf_xmc
 from hf_xmc.baselines import tfidf_knn, tfidf_zero_shot
 from hf_xmc.recipe_config import load_data, read_recipe_config
+from hf_xmc.recipe_encoder import start_encoder
 from hf_xmc.run_record import RunRecord, metrics_table
 
 HERE = Path(__file__).parent
-COLUMNS = ("precision@1", "precision@3", "precision@5", "psp@1", "psp@5", "recall@10", "recall@100")
 
 
 @dataclass
@@ -51,9 +51,7 @@ state.print(data)
 def load(name: str) -> hf_xmc.XMCEncoder:
     if name == "wordllama":
         return hf_xmc.XMCEncoder(modules=[StaticEmbedding(*hf_xmc.wordllama_embedding())])
-    encoder = hf_xmc.XMCEncoder(hf_xmc.minilm_path() if name == "minilm" else name)
-    encoder.max_seq_length = config.max_seq_length
-    return encoder
+    return start_encoder(name, data, max_seq_length=config.max_seq_length)
 
 
 # 4. One look at the test split, and one file with everything that was measured.
@@ -72,5 +70,5 @@ if state.is_main_process:
             table[line] = record.test(line, test, test.predict(load(name))[0])
     best = max(table, key=lambda line: table[line]["precision@1"])
     record.write(output / "metrics.json", table[best])
-    print(f"\n{data.name}, test split, percent\n{metrics_table(table, COLUMNS)}\n")
+    print(f"\n{data.name}, test split, percent\n{metrics_table(table)}\n")
     print("\n".join(["assumed:"] * bool(record.notes) + record.notes))

@@ -21,12 +21,11 @@ import hf_xmc
 from hf_xmc.hub.model_card import write_model_card
 from hf_xmc.losses import blockwise
 from hf_xmc.recipe_config import last_checkpoint, load_data, read_recipe_config
+from hf_xmc.recipe_encoder import start_encoder
 from hf_xmc.recipe_memory import choose_memory, choose_memory_leave_one_out, memory_rows
 from hf_xmc.run_record import RunRecord, metrics_table
-from hf_xmc.static import static_embedding
 
 HERE = Path(__file__).parent
-COLUMNS = ("precision@1", "precision@3", "precision@5", "psp@1", "psp@5", "recall@10", "recall@100")
 ALL_LABELS = {
     "decoupled_softmax": blockwise.decoupled_softmax,
     "soft_top_k": blockwise.soft_top_k,
@@ -75,12 +74,8 @@ state.print(data)
 
 # 3. The encoder.
 labels = data.labels["text"][:]
-if config.encoder == "static":
-    vocabulary = development.train["text"][:] + labels
-    encoder = hf_xmc.XMCEncoder(modules=[static_embedding(vocabulary, min_pair_count=config.min_pair_count)])
-else:
-    encoder = hf_xmc.XMCEncoder(hf_xmc.minilm_path() if config.encoder == "minilm" else config.encoder)
-    encoder.max_seq_length = config.max_seq_length
+start = {"max_seq_length": config.max_seq_length, "min_pair_count": config.min_pair_count}
+encoder = start_encoder(config.encoder, development, **start)
 
 # 4. The loss.
 extra = {"k": config.k} if config.loss == "soft_top_k" else {}
@@ -117,5 +112,5 @@ if state.is_main_process:
     record.citations = list(encoder.model_card_data.citations.values())
     record.write(output / "metrics.json", record.metrics.get("with memory", record.metrics["DEXML"]))
     write_model_card(output, "DEXML")
-    print(f"\n{data.name}, percent\n{metrics_table(record.metrics, COLUMNS)}\n\nsaved to {output}")
+    print(f"\n{data.name}, percent\n{metrics_table(record.metrics)}\n\nsaved to {output}")
     print("\n".join(["assumed or chosen:"] * bool(record.notes) + record.notes))

@@ -17,6 +17,7 @@ import hf_xmc
 from hf_xmc.baselines import tfidf_knn, tfidf_zero_shot
 from hf_xmc.hub.model_card import write_model_card
 from hf_xmc.recipe_config import load_data, read_recipe_config
+from hf_xmc.recipe_encoder import start_encoder
 from hf_xmc.run_record import RunRecord, metrics_table
 
 HERE = Path(__file__).parent
@@ -50,8 +51,7 @@ development = data.hold_out(config.hold_out, seed=args.seed, seen_labels_only=Tr
 state.print(data)
 
 # 3. What has to be beaten.
-encoder = hf_xmc.XMCEncoder(hf_xmc.minilm_path() if config.encoder == "minilm" else config.encoder)
-encoder.max_seq_length = config.max_seq_length
+encoder = start_encoder(config.encoder, development, max_seq_length=config.max_seq_length)
 test = hf_xmc.XMCEvaluator(data, name="test", show_progress_bar=state.is_main_process)
 table = {}
 if state.is_main_process:

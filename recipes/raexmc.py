@@ -19,12 +19,11 @@ from accelerate import PartialState
 import hf_xmc
 from hf_xmc.hub.model_card import write_model_card
 from hf_xmc.recipe_config import last_checkpoint, load_data, read_recipe_config, stage_args
+from hf_xmc.recipe_encoder import start_encoder
 from hf_xmc.recipe_memory import choose_memory, choose_memory_leave_one_out, memory_rows
 from hf_xmc.run_record import RunRecord, metrics_table
-from hf_xmc.static import static_embedding
 
 HERE = Path(__file__).parent
-COLUMNS = ("precision@1", "precision@3", "precision@5", "psp@1", "psp@5", "recall@10", "recall@100")
 
 
 @dataclass
@@ -58,12 +57,8 @@ state.print(data)
 
 # 3. One run of training on a part of the data.
 def train(part: hf_xmc.XMCDataset, stage: str) -> hf_xmc.XMCEncoder:
-    if config.encoder == "static":
-        texts = part.train["text"][:] + part.labels["text"][:]
-        encoder = hf_xmc.XMCEncoder(modules=[static_embedding(texts, min_pair_count=config.min_pair_count)])
-    else:
-        encoder = hf_xmc.XMCEncoder(hf_xmc.minilm_path() if config.encoder == "minilm" else config.encoder)
-        encoder.max_seq_length = config.max_seq_length
+    start = {"max_seq_length": config.max_seq_length, "min_pair_count": config.min_pair_count}
+    encoder = start_encoder(config.encoder, part, **start)
     loss = hf_xmc.losses.RetrievalAugmentedLoss(encoder, scale=config.scale)
     trainer = hf_xmc.XMCTrainer(model=encoder, args=stage_args(args, stage), train_dataset=part, loss=loss)
     trainer.train(resume_from_checkpoint=last_checkpoint(trainer.args))
@@ -96,5 +91,5 @@ if state.is_main_process:
     retriever.save_pretrained(output)
     record.write(output / "metrics.json", table.get("with memory", table["without memory"]))
     write_model_card(output, "RAE-XMC")
-    print(f"\n{data.name}, test split, percent\n{metrics_table(table, COLUMNS)}\n\nsaved to {output}")
+    print(f"\n{data.name}, test split, percent\n{metrics_table(table)}\n\nsaved to {output}")
     print("\n".join(["assumed or chosen:"] * bool(record.notes) + record.notes))

@@ -21,7 +21,7 @@ from accelerate import PartialState
 
 import hf_xmc
 from hf_xmc.recipe_config import load_data, read_recipe_config
-from hf_xmc.static import static_embedding
+from hf_xmc.recipe_encoder import start_encoder
 from hf_xmc.training_args import CLASSIFIER_ROWS
 
 HERE = Path(__file__).parent
@@ -56,7 +56,6 @@ training_fields = {each.name for each in fields(hf_xmc.XMCTrainingArguments)}
 data, assumed = load_data(config.data_dir, config.fields, config.label_fields)
 development = data.hold_out(config.hold_out, seed=args.seed, seen_labels_only=True)
 state.print(data, *assumed, sep="\n")
-texts = development.train["text"][:] + development.labels["text"][:]
 trials: list[dict[str, Any]] = []
 
 
@@ -80,11 +79,8 @@ def make_encoder(trial: optuna.Trial | None = None) -> hf_xmc.XMCEncoder:
                 args.learning_rate_mapping = args.learning_rate_mapping | {CLASSIFIER_ROWS: value}
             elif name not in training_fields:
                 setattr(trainer.loss, name, value)
-    if config.encoder == "static":
-        encoder = hf_xmc.XMCEncoder(modules=[static_embedding(texts, min_pair_count=config.min_pair_count)])
-    else:
-        encoder = hf_xmc.XMCEncoder(hf_xmc.minilm_path() if config.encoder == "minilm" else config.encoder)
-        encoder.max_seq_length = config.max_seq_length
+    start = {"max_seq_length": config.max_seq_length, "min_pair_count": config.min_pair_count}
+    encoder = start_encoder(config.encoder, development, **start)
     if config.classifier:
         encoder.add_classifier(data.num_labels, None, residual=config.residual, dropout=config.dropout)
     return encoder

@@ -21,7 +21,6 @@ from functools import partial
 from pathlib import Path
 
 from accelerate import PartialState
-from sentence_transformers.sentence_transformer.modules import StaticEmbedding
 
 import hf_xmc
 from hf_xmc.data.gandalf import gandalf, label_rows, random_walk_label_rows, self_label_rows, symmetric_label_rows
@@ -29,12 +28,11 @@ from hf_xmc.evaluation import fit_search_form
 from hf_xmc.hub.model_card import write_model_card
 from hf_xmc.recipe_calibration import calibrate_held_out
 from hf_xmc.recipe_config import last_checkpoint, load_data, read_recipe_config, stage_args
+from hf_xmc.recipe_encoder import start_encoder
 from hf_xmc.recipe_memory import choose_memory, memory_rows
 from hf_xmc.run_record import RunRecord, metrics_table
-from hf_xmc.static import static_embedding
 
 HERE = Path(__file__).parent
-COLUMNS = ("precision@1", "precision@3", "precision@5", "psp@1", "psp@5", "recall@10", "recall@100")
 
 
 @dataclass
@@ -92,13 +90,8 @@ state.print(data)
 
 # 3. One run of training on a part of the data.
 def train(part: hf_xmc.XMCDataset, stage: str) -> hf_xmc.XMCEncoder:
-    if config.encoder == "static":
-        texts = part.train["text"][:] + part.labels["text"][:]
-        embedding: StaticEmbedding = static_embedding(texts, min_pair_count=config.min_pair_count)
-        encoder = hf_xmc.XMCEncoder(modules=[embedding])
-    else:
-        encoder = hf_xmc.XMCEncoder(hf_xmc.minilm_path() if config.encoder == "minilm" else config.encoder)
-        encoder.max_seq_length = config.max_seq_length
+    start = {"max_seq_length": config.max_seq_length, "min_pair_count": config.min_pair_count}
+    encoder = start_encoder(config.encoder, part, **start)
     if config.classifier:
         encoder.add_classifier(
             part.num_labels,
@@ -155,7 +148,7 @@ if config.classifier and state.is_main_process:
         if f.classifier_weight == weight
     }
     held_out[f"fitted: {form.classifier_weight}{', unit rows' * form.normalize_classifier}"] = tried[form]
-    print(f"\n{data.name}, held-out part, percent\n{metrics_table(held_out, COLUMNS)}\n")
+    print(f"\n{data.name}, held-out part, percent\n{metrics_table(held_out)}\n")
     record.metrics |= {f"held out: {name}": metrics for name, metrics in held_out.items()}
 choice = None
 if config.memory and state.is_main_process:
@@ -187,5 +180,5 @@ if state.is_main_process:
     retriever.save_pretrained(output)
     record.write(output / "metrics.json", metrics)
     write_model_card(output, name)
-    print(f"\n{data.name}, test split, percent\n{metrics_table(table, COLUMNS)}\n\nsaved to {output}")
+    print(f"\n{data.name}, test split, percent\n{metrics_table(table)}\n\nsaved to {output}")
     print("\n".join(["assumed or chosen:"] * bool(record.notes) + record.notes))

@@ -60,6 +60,7 @@ LAYERS: dict[str, int] = {
     "calibration": 1,
     "plots": 1,
     "recipe_config": 1,
+    "recipe_encoder": 2,
     "baselines": 1,
     "static": 1,
     "mining": 2,

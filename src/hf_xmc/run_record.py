@@ -25,6 +25,9 @@ from hf_xmc.metrics.frequency import frequency_bins
 
 PACKAGES = ("torch", "transformers", "sentence-transformers", "datasets", "accelerate", "numpy", "scipy")
 
+# Shown of a run where nothing else is asked for.
+COLUMNS = ("precision@1", "precision@3", "precision@5", "psp@1", "psp@5", "recall@10", "recall@100")
+
 
 class RunRecord:
     """Collects metrics, seconds and peak memory of one run.
@@ -203,7 +206,7 @@ def _cpu_name() -> str:
         return platform.processor() or platform.machine()
 
 
-def metrics_table(rows: Mapping[str, Mapping[str, float]], columns: tuple[str, ...]) -> str:
+def metrics_table(rows: Mapping[str, Mapping[str, float]], columns: tuple[str, ...] = COLUMNS) -> str:
     """Aligned text: one line a row, the named metrics in percent.
 
     Args:
