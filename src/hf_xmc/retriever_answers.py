@@ -41,8 +41,8 @@ class RetrieverAnswers(RetrieverParts):
                 perhaps none. Needs :meth:`calibrate`. A memory does not keep wishes near 1 (benchmarks/README.md).
             candidates: Ids of the only labels to choose from, for all texts alike; None for all. A text has fewer
                 than top_k labels where there are fewer candidates.
-            memory: Whether training rows vote; None: if there is a memory. A text then has fewer than top_k labels
-                where its nearest keys vote for fewer, and scores are shares of the vote.
+            memory: Whether training rows vote; None: if there is a memory. Scores are then shares of the vote; labels
+                that got none follow in the order of their label score.
             return_evidence: Whether each label comes with the training rows and the label text behind it.
             num_evidence: Training rows shown for a label, those of the largest share.
             encode: Passed to ``encode`` (batch_size, show_progress_bar, ...).

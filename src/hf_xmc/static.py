@@ -14,6 +14,7 @@ from tokenizers import Regex, Tokenizer, normalizers, pre_tokenizers
 from tokenizers.models import Unigram
 from torch import nn
 
+from hf_xmc.data.tokens import places_within
 from hf_xmc.pretrained import wordllama_embedding
 
 SPACE = "▁"
@@ -98,10 +99,8 @@ class SharedStaticEmbedding(StaticEmbedding):
         tokens = super().preprocess(inputs, prompt, **kwargs)
         ids, indptr = tokens["input_ids"], self.indptr.cpu()
         counts = indptr[ids + 1] - indptr[ids]  # (T,)
-        ends = counts.cumsum(0)
-        place = torch.arange(int(counts.sum())) - torch.repeat_interleave(ends - counts, counts)
-        spread = self.parts.cpu()[torch.repeat_interleave(indptr[ids], counts) + place]
-        starts = torch.cat([ends.new_zeros(1), ends])[tokens["offsets"]]
+        spread = self.parts.cpu()[torch.repeat_interleave(indptr[ids], counts) + places_within(counts)]
+        starts = torch.cat([counts.new_zeros(1), counts.cumsum(0)])[tokens["offsets"]]
         return {"input_ids": spread, "offsets": starts}
 
     def forward(self, features: dict[str, torch.Tensor], **kwargs: Any) -> dict[str, torch.Tensor]:

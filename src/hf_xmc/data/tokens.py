@@ -89,7 +89,7 @@ class TokenizedTexts:
         device, rows = rows.device, rows.cpu()
         lengths = self.lengths[rows]
         row = torch.repeat_interleave(torch.arange(len(rows)), lengths)
-        place = _places(lengths)
+        place = places_within(lengths)
         flat = self.tokens[self.starts[rows][row] + place]
         if dropout:
             kept = torch.from_numpy(rng.random(len(flat), dtype=np.float32) >= dropout)
@@ -98,7 +98,7 @@ class TokenizedTexts:
             kept |= ~some_left[row]
             flat, row = flat[kept], row[kept]
             lengths = torch.bincount(row, minlength=len(rows))
-            place = _places(lengths)
+            place = places_within(lengths)
         flat = flat.long()
         if self.is_flat:
             found = {"input_ids": flat.to(device), "offsets": (lengths.cumsum(0) - lengths).to(device)}
@@ -117,7 +117,7 @@ def special_tokens(model: Any) -> dict[str, Any]:
     return {"pad_id": int(pad_id or 0), "special_ids": list(getattr(tokenizer, "all_special_ids", ()))}
 
 
-def _places(lengths: Tensor) -> Tensor:
+def places_within(lengths: Tensor) -> Tensor:
     """(n,) lengths -> (sum,) place of each token in its text."""
     ends = lengths.cumsum(0)
     return torch.arange(int(lengths.sum())) - torch.repeat_interleave(ends - lengths, lengths)

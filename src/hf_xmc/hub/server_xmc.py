@@ -10,6 +10,7 @@ This file travels inside every published repo and needs numpy, safetensors and t
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -26,7 +27,7 @@ except ImportError:  # imported from the repo's own folder, which is no package
 _ACTIVATIONS = {"Identity": lambda x: x, "Tanh": np.tanh, "ReLU": lambda x: np.maximum(x, 0)}
 
 
-class Server:
+class Server(ABC):
     """Labels for texts, the same as those of the pipeline; a subclass encodes the texts.
 
     Args:
@@ -67,9 +68,9 @@ class Server:
             answers += self.label_search.predict(queries, top_k, **asked)
         return answers
 
+    @abstractmethod
     def encode(self, texts: list[str]) -> np.ndarray:
         """B texts, prompt included -> (B, D) float32 query vectors."""
-        raise NotImplementedError
 
 
 class StaticServer(Server):
@@ -158,9 +159,9 @@ class ExportedServer(Server):
         }
         return self.run(batch).astype(np.float32, copy=False)
 
+    @abstractmethod
     def run(self, batch: dict[str, np.ndarray]) -> np.ndarray:
         """Tokens (B, T) int64 by input name -> (B, D)."""
-        raise NotImplementedError
 
 
 class OnnxServer(ExportedServer):
