@@ -75,7 +75,7 @@ def main() -> None:
     given = parser.parse_args()
     torch.set_num_threads(1)
     data = preset.load(given.data_dir)
-    development = data.hold_out(0.1, seed=preset.SEED, seen_labels_only=True)
+    development = data.hold_out(0.1, seed=preset.SEED, answerable_only=True)
     retriever = preset.trained(development, given.models and given.models / "held-out")
     form = choose_memory(retriever.encoder, development).form
     shown = (

@@ -4,7 +4,7 @@ What a knowledge memory adds to a finished encoder: metrics on test beside the p
     OMP_NUM_THREADS=1 python benchmarks/memory.py --data_dir FOLDER [--fields title content] [--encoder FOLDER]
 
 FOLDER of the encoder is a saved XMCEncoder that was trained on the train part of `hold_out(fraction,
-seen_labels_only=True)`, seed 0; without `--encoder` a static one is trained so (four epochs, minutes on two cores) and
+answerable_only=True)`, seed 0; without `--encoder` a static one is trained so (four epochs, minutes on two cores) and
 saved with `--save_encoder`. The forms are fitted on the held-out rows; test is looked at once. Memory and folds hold
 the train part alone. Differences are to the plain label search in points, with paired 95 % intervals over the test
 rows. Milliseconds are CPU time per query, of queries searched together and one by one, without encoding.
@@ -82,7 +82,7 @@ def main() -> None:
     arguments = parser.parse_args()
 
     data = hf_xmc.load_lf(arguments.data_dir, fields=tuple(arguments.fields), label_fields=tuple(arguments.fields))
-    part = data.hold_out(arguments.fraction, seen_labels_only=True)
+    part = data.hold_out(arguments.fraction, answerable_only=True)
     encoder = hf_xmc.XMCEncoder(str(arguments.encoder), device="cpu") if arguments.encoder else train(part)
     if arguments.save_encoder:
         encoder.save_pretrained(str(arguments.save_encoder))

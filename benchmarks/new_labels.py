@@ -173,7 +173,7 @@ def main() -> None:
     given = parser.parse_args()
     torch.set_num_threads(1)
     data = preset.load(given.data_dir)
-    development = data.hold_out(0.1, seed=preset.SEED, seen_labels_only=True)
+    development = data.hold_out(0.1, seed=preset.SEED, answerable_only=True)
     chosen = choose(Split(development, given.num_new, given.seeds[0]), given.models)
     write(given.output, chosen, look(Split(data, given.num_new, given.seeds[1]), given.models))
 

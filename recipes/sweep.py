@@ -54,7 +54,7 @@ training_fields = {each.name for each in fields(hf_xmc.XMCTrainingArguments)}
 
 # 2. Data: what is held out by title key, as in unidec.py with the same seed.
 data, assumed = load_data(config.data_dir, config.fields, config.label_fields)
-development = data.hold_out(config.hold_out, seed=args.seed, seen_labels_only=True)
+development = data.hold_out(config.hold_out, seed=args.seed, answerable_only=True)
 state.print(data, *assumed, sep="\n")
 trials: list[dict[str, Any]] = []
 

@@ -84,7 +84,7 @@ state = PartialState()
 data, assumed = load_data(config.data_dir, config.fields, config.label_fields)
 record.notes += assumed
 record.describe(data, config.data_dir)
-development = data.hold_out(config.hold_out, seed=args.seed, seen_labels_only=True)
+development = data.hold_out(config.hold_out, seed=args.seed, answerable_only=True)
 state.print(data)
 
 

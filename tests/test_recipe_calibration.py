@@ -11,7 +11,7 @@ from hf_xmc.run_record import RunRecord
 
 @pytest.mark.parametrize("form", [None, MemoryForm(row_weight=0.0), MemoryForm(0.3, 10.0, 20)])
 def test_a_calibration_is_carried_to_another_retriever_of_the_same_form(form: MemoryForm | None) -> None:
-    development = make_words_data(200).hold_out(0.5, by="row", seen_labels_only=True)
+    development = make_words_data(200).hold_out(0.5, by="row", answerable_only=True)
     encoder, record = make_static_encoder(), RunRecord({})
     fitted = calibrate_held_out(encoder, development, form, record)
     assert fitted is not None and record.notes[0].startswith("calibration: fitted on ")
@@ -28,7 +28,7 @@ def test_a_calibration_is_carried_to_another_retriever_of_the_same_form(form: Me
 
 def test_predictions_that_tell_nothing_leave_a_note() -> None:
     record = RunRecord({})
-    few = make_words_data(40).hold_out(0.025, by="row", seen_labels_only=True)
+    few = make_words_data(40).hold_out(0.025, by="row", answerable_only=True)
     assert len(few.test) == 1
     assert calibrate_held_out(make_static_encoder(), few, None, record) is None
     assert record.notes[0].startswith("calibration: none, ")

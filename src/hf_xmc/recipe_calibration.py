@@ -17,7 +17,7 @@ def calibrate_held_out(
 
     Args:
         encoder: Trained on ``development.train``, with the search form of the final retriever.
-        development: From ``data.hold_out(..., seen_labels_only=True)``.
+        development: From ``data.hold_out(..., answerable_only=True)``.
         form: How training rows vote, None where they do not.
         record: Gets a line about it.
 

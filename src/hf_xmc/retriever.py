@@ -184,7 +184,7 @@ class Retriever(RetrieverAnswers):
         """Learn what scores are worth: later answers have a probability of being right, and the same ranking.
 
         The texts must be as hard as those to come, and none of them a training row: the ``test`` of
-        ``data.hold_out(0.1, seen_labels_only=True)`` where labels without training rows are not to be expected.
+        ``data.hold_out(0.1, answerable_only=True)`` where labels without training rows are not to be expected.
 
         Args:
             texts: N held-out texts; some thousands.

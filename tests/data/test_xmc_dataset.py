@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 
 import datasets
@@ -9,6 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+import hf_xmc
 from hf_xmc.data import Propensity, XMCDataset
 from hf_xmc.data.dataset import NO_PAIRS
 
@@ -171,7 +173,7 @@ def test_held_out_rows_are_judged_by_labels_that_keep_a_training_row(tiny, weigh
         lengths = [len(ids) for ids in tiny.train["label_ids"][:]]
         weights = [[0.5 + 0.1 * (n % 5) for n in range(length)] for length in lengths]
         tiny = replace(tiny, train=tiny.train.add_column("label_weights", weights))
-    parts = tiny.hold_out(0.1, seed=1, seen_labels_only=True)
+    parts = tiny.hold_out(0.1, seed=1, answerable_only=True)
     assert abs(len(parts.test) - 419) <= 5 and len(parts.train) + len(parts.test) == len(tiny.train)
     seen = {label for ids in parts.train["label_ids"] for label in ids}
     whole = dict(zip(tiny.train["uid"], zip(tiny.train["label_ids"], tiny.train["text"], strict=True), strict=True))
@@ -188,6 +190,30 @@ def test_held_out_rows_are_judged_by_labels_that_keep_a_training_row(tiny, weigh
             assert row.data.tolist() == known[uid][:, row.indices].toarray()[0].tolist()
     else:
         assert (truth.data == 1).all()
+
+
+def test_held_out_items_are_judged_without_the_reverse_of_what_is_trained_on(tmp_path):
+    # 20 items in a ring: item n is related to n - 1 and to n + 1, so most pairs stand in both directions.
+    items = [{"uid": str(n), "title": f"item {'abcdefghijklmnopqrst'[n]}"} for n in range(20)]
+    near = [{**item, "target_ind": [(n - 1) % 20, (n + 1) % 20]} for n, item in enumerate(items)]
+    for name, rows in (("trn", near), ("tst", near[:1]), ("lbl", items)):
+        (tmp_path / f"{name}.json").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (tmp_path / "filter_labels_train.txt").write_text("".join(f"{n} {n}\n" for n in range(20)))
+    data = hf_xmc.load_lf(tmp_path)
+    whole, parts = (data.hold_out(0.4, seed=3, answerable_only=only) for only in (False, True))
+    trained = {int(uid) for uid in parts.train["uid"]}
+    assert 0 < len(parts.test) < len(whole.test), "rows with both neighbours in train have nothing to answer"
+    expected = {}
+    for uid in map(int, whole.test["uid"]):
+        others = [near for near in ((uid - 1) % 20, (uid + 1) % 20) if near not in trained]
+        seen = [label for label in others if {(label - 1) % 20, (label + 1) % 20} & trained]
+        if seen:
+            expected[uid] = sorted(seen)
+    assert {int(u): sorted(ids) for u, ids in zip(parts.test["uid"], parts.test["label_ids"], strict=True)} == expected
+    filtered = {(int(parts.test["uid"][row]), label) for row, label in parts.filters["test"].tolist()}
+    for uid in expected:
+        assert (uid, uid) in filtered
+        assert all(((uid, near) in filtered) == (near in trained) for near in ((uid - 1) % 20, (uid + 1) % 20))
 
 
 def test_the_title_alone_makes_the_key_where_the_text_has_more(load, toy_files):

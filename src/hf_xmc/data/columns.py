@@ -39,14 +39,12 @@ def list_lengths(lists: pa.Array) -> np.ndarray:
 
 
 def with_labels(dataset: datasets.Dataset, kept: np.ndarray) -> datasets.Dataset:
-    """The same rows with only some of the labels in `label_ids` and `label_weights`; kept is (L,) bool."""
+    """The same rows with only some entries of `label_ids` and `label_weights`; kept is (nnz,) bool, row by row."""
     table = dataset.with_format("arrow")[:]
-    ids = column_of(dataset, "label_ids")
-    flat = kept[ids.flatten().to_numpy(zero_copy_only=False)]  # (nnz,)
-    ends = np.cumsum(list_lengths(ids))
-    offsets = np.concatenate([[0], np.concatenate([[0], np.cumsum(flat)])[ends]]).astype(np.int32)
+    ends = np.cumsum(list_lengths(column_of(dataset, "label_ids")))
+    offsets = np.concatenate([[0], np.concatenate([[0], np.cumsum(kept)])[ends]]).astype(np.int32)
     for name in {"label_ids", "label_weights"} & set(table.column_names):
-        values = column_of(dataset, name).flatten().filter(pa.array(flat))
+        values = column_of(dataset, name).flatten().filter(pa.array(kept))
         lists = pa.ListArray.from_arrays(pa.array(offsets), values)
         place = table.column_names.index(name)
         table = table.set_column(place, name, lists.cast(table.schema.field(name).type))

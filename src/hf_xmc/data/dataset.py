@@ -17,9 +17,10 @@ from huggingface_hub import CommitOperationAdd, DatasetCard, HfApi, hf_hub_downl
 from huggingface_hub.errors import RemoteEntryNotFoundError
 
 from hf_xmc.data.catalog import Propensity
-from hf_xmc.data.columns import column_of, list_lengths, row_mapping, with_labels
+from hf_xmc.data.columns import column_of, list_lengths, row_mapping
 from hf_xmc.data.report import DataReport, measure
 from hf_xmc.data.splitting import (
+    answerable,
     equal_pairs,
     held_out_rows,
     label_seen,
@@ -151,7 +152,7 @@ class XMCDataset:
         return unmapped.add_column("row", place).select(rows)
 
     def hold_out(
-        self, fraction: float, seed: int = 0, by: str = "title_key", *, seen_labels_only: bool = False
+        self, fraction: float, seed: int = 0, by: str = "title_key", *, answerable_only: bool = False
     ) -> XMCDataset:
         """Splits train in two, to choose hyper-parameters without looking at test.
 
@@ -161,17 +162,18 @@ class XMCDataset:
             by: "title_key" keeps rows whose title differs only in numbers, volume words, month words and punctuation
                 on one side, so that the held-out part is as hard as a test split made by series; "row" draws single
                 rows.
-            seen_labels_only: judge held-out rows by labels that keep a training row, as the test split of a benchmark
-                is judged where every label has one; rows that would have none left stay in train. Use it to choose
-                between models: labels whose only rows are held out reward whatever scores by label text alone, and
-                the choice is then wrong for test.
+            answerable_only: judge held-out rows as the test split of a benchmark judges, by labels that can be
+                answered. Those keep a training row: labels whose only rows are held out reward whatever scores by
+                label text alone, and a choice made so is wrong for test; rows that would have none left stay in
+                train. And they are not filtered: where the rows are items, every other pair is the reverse of one in
+                train; rows that have no other are in neither part. Use it to choose between models.
 
         Returns:
             The rest as train, the held-out rows as test (both in their old order), the same labels. Filter pairs are
             those of the rows, and for the held-out rows also the reversed pairs: held-out item t is also label m,
             remaining item i is also label l, i carries m, so (t, l) is filtered. An item is the label with its uid
             or, without uids, the label of its filter pair. The truth of the held-out rows is left as it is, but for
-            `seen_labels_only`.
+            `answerable_only`.
         """
         if by == "title_key":
             keys = title_keys(column_of(self.train, "title" if "title" in self.train.column_names else "text"))
@@ -180,7 +182,7 @@ class XMCDataset:
         else:
             raise ValueError(f"by is {by!r}; expected 'title_key' or 'row'")
         truth = self.to_csr("train")
-        held_out = held_out_rows(keys, fraction, seed, truth if seen_labels_only else None)  # (N,)
+        held_out = held_out_rows(keys, fraction, seed, truth if answerable_only else None)  # (N,)
         new_row = np.where(held_out, np.cumsum(held_out), np.cumsum(~held_out)) - 1  # (N,)
 
         def part_of(pairs: np.ndarray, side: np.ndarray) -> np.ndarray:
@@ -192,12 +194,14 @@ class XMCDataset:
         identity = same_uid if len(same_uid) else own
         self_pairs = part_of(own, held_out), part_of(same_uid, held_out)
         turned = reversed_pairs(part_of(identity, held_out), part_of(identity, ~held_out), truth[~held_out])
-        test = self.train.select(np.flatnonzero(held_out))
+        test, filtered = self.train.select(np.flatnonzero(held_out)), unique_pairs(*self_pairs, turned)
+        if answerable_only:
+            test, filtered = answerable(test, filtered, label_seen(truth, ~held_out))
         return replace(
             self,
             train=self.train.select(np.flatnonzero(~held_out)),
-            test=with_labels(test, label_seen(truth, ~held_out)) if seen_labels_only else test,
-            filters={"train": part_of(own, ~held_out), "test": unique_pairs(*self_pairs, turned)},
+            test=test,
+            filters={"train": part_of(own, ~held_out), "test": filtered},
         )
 
     def make_filters(self, by: str = "uid") -> XMCDataset:

@@ -1,11 +1,14 @@
-"""Which rows leave the training split, and which pairs of item and label are one thing; arrays in, arrays out."""
+"""Which rows leave the training split, and which pairs of item and label are one thing."""
 
 from __future__ import annotations
 
+import datasets
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import scipy.sparse as sp
+
+from hf_xmc.data.columns import column_of, list_lengths, with_labels
 
 _VOLUME_WORDS = (
     "volumes?|vols?|parts?|pts?|numbers?|nos?|nr|issues?|books?|bks?|chapters?|chaps?|series|sections?|editions?|edn?|editor"
@@ -88,6 +91,35 @@ def held_out_rows(keys: pa.Array, fraction: float, seed: int, truth: sp.csr_matr
 def label_seen(truth: sp.csr_matrix, rows: np.ndarray) -> np.ndarray:
     """(L,) bool: whether a label stands in any of the rows; truth (N, L), rows (N,) bool."""
     return np.bincount(truth[rows].indices, minlength=truth.shape[1]) > 0
+
+
+def answerable(rows: datasets.Dataset, filtered: np.ndarray, seen: np.ndarray) -> tuple[datasets.Dataset, np.ndarray]:
+    """The rows judged by labels that can be answered: seen in training and not filtered for the row.
+
+    Args:
+        rows: n rows with ``label_ids`` and perhaps ``label_weights``.
+        filtered: int64 (m, 2) rows of (row, label id).
+        seen: (L,) bool.
+
+    Returns:
+        Those rows that keep a label, in their old order, and their filter pairs. Raises a ValueError if none does.
+    """
+    lists = column_of(rows, "label_ids")
+    row_of = np.repeat(np.arange(len(rows)), list_lengths(lists))  # (nnz,)
+    ids = lists.flatten().to_numpy(zero_copy_only=False).astype(np.int64)
+    kept = seen[ids] & ~np.isin(row_of * len(seen) + ids, filtered @ [len(seen), 1])
+    left = np.bincount(row_of[kept], minlength=len(rows)) > 0  # (n,)
+    if not left.any():
+        raise ValueError(
+            f"None of the {len(rows)} held-out rows has a label that keeps a training row and is not filtered; hold "
+            "out another fraction, or without answerable_only"
+        )
+    filtered = filtered[left[filtered[:, 0]]]
+    place = np.cumsum(left) - 1
+    return (
+        with_labels(rows, kept).select(np.flatnonzero(left)),
+        np.stack([place[filtered[:, 0]], filtered[:, 1]], axis=1),
+    )
 
 
 def _has_label(truth: sp.csr_matrix, labels: np.ndarray) -> np.ndarray:
