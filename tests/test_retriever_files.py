@@ -11,7 +11,8 @@ from conftest import WORDS, make_bert_encoder, make_static_encoder, make_words_d
 from safetensors.numpy import load_file, save_file
 from scipy.sparse import csr_matrix
 
-from hf_xmc import Retriever
+from hf_xmc import Retriever, XMCEncoder
+from hf_xmc.static import static_embedding
 
 
 def save(folder: Path) -> Retriever:
@@ -100,6 +101,17 @@ def test_a_folder_saved_over_keeps_nothing_of_the_retriever_before(tmp_path: Pat
     assert again.memory is None and again.calibration is None
     assert again.predict(WORDS, 4) == after.predict(WORDS, 4)
     assert (tmp_path / "notes.txt").read_text() == "mine"
+
+
+def test_a_table_in_its_training_form_is_not_saved(tmp_path: Path) -> None:
+    encoder = XMCEncoder(modules=[static_embedding(WORDS, min_pair_count=2)], device="cpu")
+    retriever = Retriever.build(encoder, WORDS)
+    with pytest.raises(ValueError, match=r"training form.*fold\(\) it"):
+        retriever.save_pretrained(tmp_path)
+    assert not any(tmp_path.iterdir())
+    encoder.fold()
+    retriever.save_pretrained(tmp_path)
+    assert Retriever.from_pretrained(tmp_path, device="cpu").predict(WORDS[:3], 2) == retriever.predict(WORDS[:3], 2)
 
 
 def test_nothing_that_is_saved_is_a_pickle(tmp_path: Path) -> None:

@@ -26,6 +26,7 @@ from hf_xmc.index import LabelIndex, faiss
 from hf_xmc.lora import has_lora
 from hf_xmc.memory import KnowledgeMemory
 from hf_xmc.plots import plot_reliability
+from hf_xmc.static import SharedStaticEmbedding
 
 LABELS_FILE, VECTORS_FILE, INDEX_FILE = "labels.json", "label_embeddings.safetensors", "index.faiss"
 MEMORY_FOLDER, MEMORY_TEXTS_FILE, CALIBRATION_FILE = "memory", "texts.json", "calibration.json"
@@ -106,6 +107,8 @@ def write_parts(parts: RetrieverParts, folder: Path) -> None:
     """Write the repo into an empty folder: that of sentence-transformers, with labels, index and pipeline beside."""
     if has_lora(parts.encoder):
         raise ValueError("the encoder carries adapters, which no repo can be served from; hf_xmc.lora.merge_lora it")
+    if any(isinstance(module, SharedStaticEmbedding) for module in parts.encoder):
+        raise ValueError("the encoder's table is still in its training form, which only hf_xmc loads; fold() it")
     backbone = parts.encoder.transformers_model
     if backbone is not None:
         backbone.config.custom_pipelines = _PIPELINES
