@@ -69,6 +69,7 @@ LAYERS: dict[str, int] = {
     "retriever_answers": 2,
     "recipe_calibration": 3,
     "recipe_memory": 3,
+    "row_lengths": 3,
     "retriever_files": 2,
     "prediction_files": 2,
     "ranking": 1,
