@@ -3,7 +3,8 @@
     python recipes/figures.py
 
 For each data set with rows: ``figures/<data set>-head-to-tail.png`` with every line of the first seed, and
-``figures/<data set>-cost-quality.png`` with P@1 and PSP@1 against CPU seconds.
+``figures/<data set>-cost-quality.png`` with P@1 and PSP@1 against CPU seconds, the peers of
+``benchmarks/results/training-<data set>.json`` beside them.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from contestants import Contestant, peers, read_contestants
 from results import ROOT, bins_of, family, read_results
 
 from hf_xmc.metrics.frequency import FrequencyBin
@@ -25,8 +27,17 @@ def first_seeds(rows: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
     return list({family(row["name"]): row for row in reversed(rows)}.values())[::-1]
 
 
-def draw(rows: Sequence[Mapping[str, Any]], folder: Path) -> list[Path]:
-    """Both pictures of every data set; returns their paths."""
+def peer_point(peer: Contestant) -> CostPoint:
+    metrics = {"precision@1": peer.metrics["P@1"], "psp@1": peer.metrics["PSP@1"]}
+    return CostPoint(
+        peer.name, peer.cost, {name: tuple(end / 100 for end in ends) for name, ends in metrics.items()}, True
+    )
+
+
+def draw(
+    rows: Sequence[Mapping[str, Any]], contestants: Mapping[str, Sequence[Contestant]], folder: Path
+) -> list[Path]:
+    """Both pictures of every data set that has rows; returns their paths."""
     folder.mkdir(exist_ok=True)
     paths = []
     for data in sorted({row["data"] for row in rows}):
@@ -42,10 +53,11 @@ def draw(rows: Sequence[Mapping[str, Any]], folder: Path) -> list[Path]:
             )
             for name, (row, line) in lines.items()
         ]
+        points += map(peer_point, peers(contestants.get(data, ())))
         paths.append(plot_cost_quality(points, folder / f"{data}-cost-quality.png"))
     return paths
 
 
 if __name__ == "__main__":
-    for path in draw(read_results()["rows"], FIGURES):
+    for path in draw(read_results()["rows"], read_contestants(), FIGURES):
         print(path.relative_to(ROOT))

@@ -3,8 +3,9 @@
     python recipes/tables.py [--check]
 
 A table stands between ``<!-- table: KIND NAME -->`` and ``<!-- /table -->``; what is between them is written anew. The
-kinds are ``results DATA``, ``ablations DATA TABLE``, ``run ROW`` (one row's lines), ``quoted DATA`` and ``data``. With
-``--check`` nothing is written and the exit code is 1 where a file differs.
+kinds are ``results DATA``, ``peers DATA`` (rows of ``benchmarks/training.py``), ``ablations DATA TABLE``, ``run ROW``
+(one row's lines), ``quoted DATA`` and ``data``. With ``--check`` nothing is written and
+the exit code is 1 where a file differs.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+from contestants import METRICS, Contestant, read_contestants
 from results import FILE, ROOT, family, read_results
 
 ABLATIONS = ROOT / "recipes" / "ablations.yaml"
@@ -27,13 +29,18 @@ RECALL = {"R@10": "recall@10", "R@100": "recall@100"}
 _MARKED = re.compile(r"(<!-- table: (.+?) -->\n).*?(<!-- /table -->)", re.DOTALL)
 
 
-def render(text: str, results: Mapping[str, Any], ablations: Sequence[Mapping[str, Any]]) -> str:
+def render(
+    text: str,
+    results: Mapping[str, Any],
+    ablations: Sequence[Mapping[str, Any]],
+    contestants: Mapping[str, Sequence[Contestant]],
+) -> str:
     """The text with every marked table written anew.
 
     Raises:
-        ValueError: naming a table that neither file gives.
+        ValueError: naming a table that no file gives.
     """
-    tables = all_tables(results, ablations)
+    tables = all_tables(results, ablations, contestants)
 
     def table(match: re.Match[str]) -> str:
         if match[2] not in tables:
@@ -43,12 +50,18 @@ def render(text: str, results: Mapping[str, Any], ablations: Sequence[Mapping[st
     return _MARKED.sub(table, text)
 
 
-def all_tables(results: Mapping[str, Any], ablations: Sequence[Mapping[str, Any]]) -> dict[str, str]:
+def all_tables(
+    results: Mapping[str, Any],
+    ablations: Sequence[Mapping[str, Any]],
+    contestants: Mapping[str, Sequence[Contestant]],
+) -> dict[str, str]:
     """Name as in the markers -> markdown."""
     rows = results["rows"]
     tables = {"data": data_table(results["data_sets"])}
-    for data in sorted({row["data"] for row in rows}):
+    for data in sorted({*results["data_sets"], *(row["data"] for row in rows)}):
         tables[f"results {data}"] = results_table([row for row in rows if row["data"] == data])
+    for data in sorted({*results["data_sets"], *contestants}):
+        tables[f"peers {data}"] = peers_table(contestants.get(data, ()))
     tables |= {f"run {row['name']}": run_table(row) for row in rows}
     for data in sorted({row["data"] for row in results["quoted"]}):
         tables[f"quoted {data}"] = quoted_table([row for row in results["quoted"] if row["data"] == data])
@@ -60,6 +73,8 @@ def all_tables(results: Mapping[str, Any], ablations: Sequence[Mapping[str, Any]
 
 def results_table(rows: Sequence[Mapping[str, Any]]) -> str:
     """One line a run and line of the run; over several seeds the means, with the interval of the first."""
+    if not rows:
+        return "No run of a recipe is recorded here."
     families: dict[str, list[Mapping[str, Any]]] = defaultdict(list)
     for row in rows:
         families[family(row["name"])].append(row)
@@ -78,6 +93,25 @@ def results_table(rows: Sequence[Mapping[str, Any]]) -> str:
     hardware = "; ".join(sorted({row["hardware"] for row in rows}))
     meaning = "Percent; [95 % bootstrap interval of the first seed] ± standard deviation over seeds."
     return f"{markdown(head, body)}\n\n{meaning} {hardware}."
+
+
+def peers_table(found: Sequence[Contestant]) -> str:
+    """One line a contestant of `benchmarks/training.py`."""
+    if not found:
+        return "No contestant is measured here."
+    head = ["contestant", *METRICS, "CPU s, training", "CPU s, all", "GiB"]
+    body = [
+        [
+            one.name,
+            *(_percent(one.metrics[name]) for name in METRICS),
+            "" if one.training_seconds is None else f"{one.training_seconds:,.1f}",
+            f"{one.seconds:,.1f}",
+            f"{one.gibibytes:.1f}",
+        ]
+        for one in found
+    ]
+    record = "; ".join(sorted({f"commit {one.commit}, {one.hardware}" for one in found}))
+    return f"{markdown(head, body)}\n\n`benchmarks/training.py`, percent [95 % bootstrap interval], {record}."
 
 
 def run_table(row: Mapping[str, Any]) -> str:
@@ -136,6 +170,11 @@ def _metric(found: Sequence[Sequence[float]]) -> str:
     return text + (f" ± {100 * statistics.stdev(values):.2f}" if len(values) > 1 else "")
 
 
+def _percent(ends: Sequence[float]) -> str:
+    value, *interval = (f"{each:.2f}" for each in ends)
+    return f"{value} [{', '.join(interval)}]" if interval else value
+
+
 def _quoted(percent: float | None) -> str:
     return "" if percent is None else f"{percent:.2f}"
 
@@ -147,10 +186,10 @@ def _gain(ends: Sequence[float]) -> str:
 
 def main(check: bool) -> int:
     results, ablations = read_results(FILE), yaml.safe_load(ABLATIONS.read_text(encoding="utf8"))
-    differs = []
+    contestants, differs = read_contestants(), []
     for file in FILES:
         text = file.read_text(encoding="utf8")
-        if (rendered := render(text, results, ablations)) != text:
+        if (rendered := render(text, results, ablations, contestants)) != text:
             differs.append(str(Path(file).relative_to(ROOT)))
             if not check:
                 file.write_text(rendered, encoding="utf8")

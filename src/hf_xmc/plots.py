@@ -12,11 +12,15 @@ from hf_xmc.reliability import CalibrationReport
 
 @dataclass(frozen=True)
 class CostPoint:
-    """One model in the cost-quality picture: its CPU seconds, and metric -> (value, low, high) in [0, 1]."""
+    """One model in the cost-quality picture: its CPU seconds, and metric -> (value, low, high) in [0, 1].
+
+    A peer is what ours are compared with: hollow and gray, its seconds those of training alone.
+    """
 
     name: str
     cpu_seconds: float
     metrics: Mapping[str, tuple[float, float, float]]
+    peer: bool = False
 
 
 def plot_cost_quality(points: Sequence[CostPoint], path: str | Path) -> Path:
@@ -38,19 +42,26 @@ def plot_cost_quality(points: Sequence[CostPoint], path: str | Path) -> Path:
         raise ValueError("points are empty; expected at least one model")
     try:
         from matplotlib.figure import Figure
+        from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
     except ImportError as error:
         raise ImportError("matplotlib is required for plots: pip install hf_xmc[plots]") from error
 
-    figure = Figure(figsize=(10, 4.5), layout="constrained")
+    ours, peers = ([point for point in points if point.peer is peer] for peer in (False, True))
+    # Ten colours, then the next marker; peers are told apart by their markers alone.
+    styles = [{"fmt": "osD^vP*X"[number // 10 % 8], "color": f"C{number % 10}"} for number in range(len(ours))]
+    styles += [{"fmt": "s^vDPX*p"[number % 8], "color": "gray", "mfc": "white"} for number in range(len(peers))]
+    figure = Figure(figsize=(10, 4 + 0.2 * -(-len(points) // 3)), layout="constrained")
     axes = figure.subplots(1, 2)
     for axis, metric, title in zip(axes, ("precision@1", "psp@1"), ("P@1 (%)", "PSP@1 (%)"), strict=True):
-        for number, point in enumerate(points):
+        for point, style in zip([*ours, *peers], styles, strict=True):
             value, low, high = (100 * each for each in point.metrics[metric])
-            marker = "osD^vP*X"[number // 10 % 8]  # ten colours, then the next marker
             ends = [[value - low], [high - value]]
-            axis.errorbar(point.cpu_seconds, value, ends, fmt=marker, color=f"C{number % 10}", label=point.name)
+            axis.errorbar(point.cpu_seconds, value, ends, label=point.name, **style)
         axis.set_xscale("log")
-        axis.set_xlabel("CPU seconds, training and evaluation")
+        axis.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        axis.xaxis.set_major_formatter(StrMethodFormatter("{x:,g}"))
+        axis.xaxis.set_minor_formatter(NullFormatter())
+        axis.set_xlabel("CPU seconds, ours of the whole run" + (", peers of training" if peers else ""))
         axis.set_title(title)
         axis.spines[["top", "right"]].set_visible(False)
     figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=3, frameon=False, fontsize=8)

@@ -53,3 +53,29 @@ def test_cost_and_quality_with_the_ends_of_the_intervals(tmp_path, monkeypatch):
     assert [sum(each[2], []) for each in drawn[::2]] == [pytest.approx([10, 20]), pytest.approx([10, 5])]
     with pytest.raises(ValueError, match="points are empty"):
         plot_cost_quality([], tmp_path / "none.png")
+
+
+def test_peers_come_after_ours_hollow_and_each_with_its_own_look_and_nothing_is_cut_off(tmp_path, monkeypatch):
+    from matplotlib.colors import to_rgba
+    from matplotlib.figure import Figure
+
+    figures = []
+    monkeypatch.setattr(
+        Figure,
+        "savefig",
+        lambda self, *args, _save=Figure.savefig, **kw: figures.append(self) or _save(self, *args, **kw),
+    )
+    metrics = {"precision@1": (0.5, 0.4, 0.7), "psp@1": (0.3, 0.2, 0.35)}
+    points = [CostPoint(f"a contestant of some name {n}", 10.0 + n, metrics, peer=n % 2 == 0) for n in range(12)]
+    plot_cost_quality(points, tmp_path / "cost.png")
+    (figure,) = figures
+    lines = [each.lines[0] for each in figure.axes[0].containers]
+    hollow = [to_rgba(line.get_markerfacecolor()) == to_rgba("white") for line in lines]
+    assert hollow == [False] * 6 + [True] * 6
+    assert len({(line.get_marker(), line.get_markeredgecolor()) for line in lines}) == 12
+    (legend,) = figure.legends
+    assert [text.get_text()[-2:].strip() for text in legend.get_texts()] == [*"13579", "11", *"02468", "10"]
+    box = legend.get_window_extent()
+    assert figure.bbox.x0 <= box.x0 and box.x1 <= figure.bbox.x1 and figure.bbox.y0 <= box.y0
+    assert all(axis.get_tightbbox().y0 >= box.y1 for axis in figure.axes)
+    assert "peers of training" in figure.axes[0].get_xlabel()

@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import contestants
 import pytest
 import reproduce
 import results
@@ -169,18 +170,20 @@ def test_tables_show_means_over_seeds_and_the_cost_of_a_line() -> None:
     assert "ours    50.00" in tables.run_table(rows[0])
     with pytest.raises(ValueError, match="there is no table 'results nothing'"):
         empty = {"rows": rows, "data_sets": {}, "quoted": []}
-        tables.render("<!-- table: results nothing -->\n<!-- /table -->", empty, [])
+        tables.render("<!-- table: results nothing -->\n<!-- /table -->", empty, [], {})
 
 
 def test_what_is_committed_is_what_renders() -> None:
     committed = results.read_results()
     ablations = yaml.safe_load(tables.ABLATIONS.read_text())
+    others = contestants.read_contestants()
     shown: set[str] = set()
     for file in tables.FILES:
         text = file.read_text(encoding="utf8")
-        assert tables.render(text, committed, ablations) == text, f"{file.name} is old: make tables"
+        assert tables.render(text, committed, ablations, others) == text, f"{file.name} is old: make tables"
         shown |= {match[2] for match in tables._MARKED.finditer(text)}
-    missing = {name for name in tables.all_tables(committed, ablations) if not name.startswith("run ")} - shown
+    every = tables.all_tables(committed, ablations, others)
+    missing = {name for name in every if not name.startswith("run ")} - shown
     assert missing == set(), "results that no README shows"
 
 
