@@ -67,7 +67,9 @@ def test_the_table_has_what_was_measured(folder: Path) -> None:
     lines = tables.render(text, empty, [], found).split("\n")
     assert "No run of a recipe is recorded here." in lines and "old" not in lines
     assert "| contestant | P@1 | P@5 | PSP@1 | PSP@5 | R@100 | CPU s, training | CPU s, all | GiB |" in lines
-    assert "| a tree | 36.90 [36.23, 37.76] | 16.80 | 19.55 [19.04, 20.06] | 28.70 | 59.70 | 30.1 | 40.6 | 0.6 |" in lines
+    assert (
+        "| a tree | 36.90 [36.23, 37.76] | 16.80 | 19.55 [19.04, 20.06] | 28.70 | 59.70 | 30.1 | 40.6 | 0.6 |" in lines
+    )
     assert (
         "| neighbours | 31.50 [30.75, 32.22] | 15.10 | 16.09 [15.53, 16.60] | 26.60 | 57.10 |  | 18.6 | 0.8 |" in lines
     )
