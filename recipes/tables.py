@@ -128,14 +128,16 @@ def run_table(row: Mapping[str, Any]) -> str:
 
 
 def ablation_table(rows: Sequence[Mapping[str, Any]]) -> str:
-    """The paired gain over the first line beside P@1 and PSP@1."""
-    head = ["", "P@1", "gain", "P@5", "PSP@1", "gain", "R@100", "CPU s", "commit"]
+    """The paired gain over the first line beside what has an interval."""
+    keys = {"P@1": "precision@1", "P@5": "precision@5", "PSP@1": "psp@1"}
+    head = ["", *(word for name in keys for word in (name, "gain")), "R@100", "CPU s", "commit"]
     body = []
     for number, row in enumerate(rows):
         test, gain = row["test"], row.get("gain_over_first", {})
-        gains = ["" if number == 0 or key not in gain else _gain(gain[key]) for key in ("precision@1", "psp@1")]
-        shown = {key: f"{100 * test[key]:.2f}" for key in ("precision@1", "precision@5", "psp@1", "recall@100")}
-        cells = [shown["precision@1"], gains[0], shown["precision@5"], shown["psp@1"], gains[1], shown["recall@100"]]
+        cells = []
+        for key in keys.values():
+            cells += [f"{100 * test[key]:.2f}", "" if number == 0 or key not in gain else _gain(gain[key])]
+        cells.append(f"{100 * test['recall@100']:.2f}")
         body.append([row["name"], *cells, f"{row['cpu_seconds']:,.0f}", row["commit"]])
     commands = "; ".join(sorted({f"`{row['command']}`" for row in rows}))
     seeds = ", ".join(sorted({str(row["seed"]) for row in rows}))
