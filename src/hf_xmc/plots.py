@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from hf_xmc.metrics.frequency import FrequencyBin
 from hf_xmc.reliability import CalibrationReport
@@ -50,7 +51,7 @@ def plot_cost_quality(points: Sequence[CostPoint], path: str | Path) -> Path:
     # Ten colours, then the next marker; peers are told apart by their markers alone.
     styles = [{"fmt": "osD^vP*X"[number // 10 % 8], "color": f"C{number % 10}"} for number in range(len(ours))]
     styles += [{"fmt": "s^vDPX*p"[number % 8], "color": "gray", "mfc": "white"} for number in range(len(peers))]
-    figure = Figure(figsize=(10, 4 + 0.2 * -(-len(points) // 3)), layout="constrained")
+    figure = Figure(figsize=(10, 4 + _legend_height(len(points))), layout="constrained")
     axes = figure.subplots(1, 2)
     for axis, metric, title in zip(axes, ("precision@1", "psp@1"), ("P@1 (%)", "PSP@1 (%)"), strict=True):
         for point, style in zip([*ours, *peers], styles, strict=True):
@@ -64,7 +65,7 @@ def plot_cost_quality(points: Sequence[CostPoint], path: str | Path) -> Path:
         axis.set_xlabel("CPU seconds, ours of the whole run" + (", peers of training" if peers else ""))
         axis.set_title(title)
         axis.spines[["top", "right"]].set_visible(False)
-    figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=3, frameon=False, fontsize=8)
+    _legend_below(figure, axes[0])
     figure.savefig(path, format="png", dpi=150)
     return Path(path)
 
@@ -97,7 +98,7 @@ def plot_head_to_tail(bins: Mapping[str, Sequence[FrequencyBin]], path: str | Pa
         raise ImportError("matplotlib is required for plots: pip install hf_xmc[plots]") from error
 
     # A Figure of its own, not pyplot: no global state, no display.
-    figure = Figure(figsize=(10, 4), layout="constrained")
+    figure = Figure(figsize=(10, 4 + _legend_height(len(bins))), layout="constrained")
     titles = (f"contribution to precision@{k} (%)", f"recall@{k} (%)")
     ticks = [f"{least}-{most}\n{num_labels:,} labels" for num_labels, least, most in edges.pop()]
     width = 0.8 / len(bins)
@@ -109,7 +110,7 @@ def plot_head_to_tail(bins: Mapping[str, Sequence[FrequencyBin]], path: str | Pa
         axis.set_xlabel("train rows per label, head to tail")
         axis.set_title(title)
         axis.spines[["top", "right"]].set_visible(False)
-    figure.legend(*axis.get_legend_handles_labels(), loc="outside lower center", ncols=len(bins), frameon=False)
+    _legend_below(figure, axis)
     figure.savefig(path, format="png", dpi=150)
     return Path(path)
 
@@ -145,3 +146,12 @@ def plot_reliability(report: CalibrationReport, path: str | Path) -> Path:
     axis.legend(frameon=False)
     figure.savefig(path, format="png", dpi=150)
     return Path(path)
+
+
+def _legend_below(figure: Any, axis: Any) -> None:
+    figure.legend(*axis.get_legend_handles_labels(), loc="outside lower center", ncols=3, frameon=False, fontsize=8)
+
+
+def _legend_height(num_names: int) -> float:
+    """Inches of lines of three names."""
+    return 0.2 * -(-num_names // 3)

@@ -55,16 +55,39 @@ def test_cost_and_quality_with_the_ends_of_the_intervals(tmp_path, monkeypatch):
         plot_cost_quality([], tmp_path / "none.png")
 
 
-def test_peers_come_after_ours_hollow_and_each_with_its_own_look_and_nothing_is_cut_off(tmp_path, monkeypatch):
-    from matplotlib.colors import to_rgba
+@pytest.fixture
+def figures(monkeypatch):
+    """The figures that are saved."""
     from matplotlib.figure import Figure
 
-    figures = []
+    saved = []
     monkeypatch.setattr(
         Figure,
         "savefig",
-        lambda self, *args, _save=Figure.savefig, **kw: figures.append(self) or _save(self, *args, **kw),
+        lambda self, *args, _save=Figure.savefig, **kw: saved.append(self) or _save(self, *args, **kw),
     )
+    return saved
+
+
+def names_below(figure):
+    """The names of the legend, which clears the axes and is not cut off."""
+    (legend,) = figure.legends
+    box = legend.get_window_extent()
+    assert figure.bbox.x0 <= box.x0 and box.x1 <= figure.bbox.x1 and figure.bbox.y0 <= box.y0
+    assert all(axis.get_tightbbox().y0 >= box.y1 for axis in figure.axes)
+    return [text.get_text() for text in legend.get_texts()]
+
+
+def test_the_names_of_many_rankings_fit_below_their_bars(tmp_path, figures):
+    bins = frequency_bins(np.array([[0], [1], [2]]), TRUTH, COUNTS, 1)
+    rankings = {f"a ranking of some length, number {n}": bins for n in range(8)}
+    plot_head_to_tail(rankings, tmp_path / "bars.png", k=1)
+    assert names_below(figures[0]) == list(rankings)
+
+
+def test_peers_come_after_ours_hollow_and_each_with_its_own_look_and_nothing_is_cut_off(tmp_path, figures):
+    from matplotlib.colors import to_rgba
+
     metrics = {"precision@1": (0.5, 0.4, 0.7), "psp@1": (0.3, 0.2, 0.35)}
     points = [CostPoint(f"a contestant of some name {n}", 10.0 + n, metrics, peer=n % 2 == 0) for n in range(12)]
     plot_cost_quality(points, tmp_path / "cost.png")
@@ -73,9 +96,5 @@ def test_peers_come_after_ours_hollow_and_each_with_its_own_look_and_nothing_is_
     hollow = [to_rgba(line.get_markerfacecolor()) == to_rgba("white") for line in lines]
     assert hollow == [False] * 6 + [True] * 6
     assert len({(line.get_marker(), line.get_markeredgecolor()) for line in lines}) == 12
-    (legend,) = figure.legends
-    assert [text.get_text()[-2:].strip() for text in legend.get_texts()] == [*"13579", "11", *"02468", "10"]
-    box = legend.get_window_extent()
-    assert figure.bbox.x0 <= box.x0 and box.x1 <= figure.bbox.x1 and figure.bbox.y0 <= box.y0
-    assert all(axis.get_tightbbox().y0 >= box.y1 for axis in figure.axes)
+    assert [name[-2:].strip() for name in names_below(figure)] == [*"13579", "11", *"02468", "10"]
     assert "peers of training" in figure.axes[0].get_xlabel()
