@@ -66,7 +66,7 @@ class Variant:
 
 
 def over_all(
-    function: Callable[..., torch.Tensor], scale: float = LOSS_SCALE
+    function: Callable[..., torch.Tensor], scale: float
 ) -> Callable[[hf_xmc.XMCEncoder, hf_xmc.XMCDataset], nn.Module]:
     return lambda encoder, data: AllLabelsLoss(encoder, data.labels["text"][:], function, scale)
 
@@ -103,9 +103,8 @@ def losses_at(scale: float) -> dict[str, Variant]:
     }
 
 
-ALL_LABELS = losses_at(LOSS_SCALE)
 SHARP = losses_at(ALPHA * LOSS_SCALE)  # soft top-k with the scale of the others, as published
-LOSSES = {f"{name}, all labels": variant for name, variant in ALL_LABELS.items()}
+LOSSES = {f"{name}, all labels": variant for name, variant in losses_at(LOSS_SCALE).items()}
 LOSSES |= {f"{name}, all labels, scale {LOSS_SCALE:g}": SHARP[name] for name in ("soft top-5", "soft top-100")}
 LOSSES |= {
     "decoupled softmax, label table": Variant(over_table()),

@@ -170,7 +170,7 @@ state.wait_for_everyone()
 if config.refit:
     with record.timed("training"):
         encoder = train(data, "all-rows")
-        if power and state.is_main_process:
+        if state.is_main_process:
             lengthen_rows(encoder, data, power)
 encoder.search_form = form
 

@@ -68,12 +68,18 @@ class XMCEvaluator(BaseEvaluator):
         encode = {"batch_size": self.batch_size, "show_progress_bar": self.show_progress_bar}
         texts, labels = self.data.test["text"][:], self.data.labels["text"][:]
         if isinstance(model, XMCEncoder):
-            index = LabelIndex.exact(model.label_vectors(labels, **encode))
+            vectors = model.label_vectors(labels, **encode)
             queries = model.query_vectors(texts, **encode)
         else:
-            index = LabelIndex.exact(model.encode(labels, normalize_embeddings=True, **encode))
+            vectors = model.encode(labels, normalize_embeddings=True, **encode)
             queries = model.encode(texts, normalize_embeddings=True, **encode)
-        return search_filtered(index, queries, top_k, self.data.filters["test"])
+        return self.search(queries, vectors, top_k)
+
+    def search(
+        self, queries: np.ndarray, labels: np.ndarray, top_k: int = max(RECALL_CUTS)
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """The ranking of :meth:`predict` from vectors: queries (N, D) of the ``test`` rows, labels (L, D), float32."""
+        return search_filtered(LabelIndex.exact(labels), queries, top_k, self.data.filters["test"])
 
     def metrics(self, ids: np.ndarray) -> dict[str, float]:
         """ids: (N, K) int64, a ranking of the ``test`` rows. Returns the metrics, values in [0, 1]."""
@@ -142,9 +148,7 @@ def fit_search_form(
     for normalize in (True, False):
         for step in range(steps + 1):
             encoder.search_form = SearchForm(step / steps, normalize)
-            index = LabelIndex.exact(encoder.join_labels(*labels))
-            joint = encoder.join_queries(*queries)
-            ids, _ = search_filtered(index, joint, max(RECALL_CUTS), evaluator.data.filters["test"])
+            ids, _ = evaluator.search(encoder.join_queries(*queries), encoder.join_labels(*labels))
             tried[encoder.search_form] = evaluator.metrics(ids)
     encoder.search_form = max(tried, key=lambda form: tried[form][metric])
     return encoder.search_form, tried

@@ -12,8 +12,8 @@ import torch
 
 from hf_xmc.data.dataset import XMCDataset
 from hf_xmc.encoder import XMCEncoder
-from hf_xmc.evaluation import RECALL_CUTS, XMCEvaluator, search_filtered
-from hf_xmc.index import LabelIndex
+from hf_xmc.evaluation import XMCEvaluator
+from hf_xmc.metrics.functional import label_counts
 
 POWERS = (0.0, 0.01, 0.02, 0.03, 0.05, 0.08)
 
@@ -33,10 +33,12 @@ def lengthen_rows(encoder: XMCEncoder, data: XMCDataset, power: float) -> None:
         data: The labels, and in ``train`` how frequent they are.
         power: From :func:`fit_frequency_power`; 0 changes nothing.
     """
+    if power == 0:
+        return
     _, rows = _halves(encoder, data)
     classifier = encoder.label_classifier
     free = classifier.rows.weight.detach().float().cpu().numpy()
-    factors = frequency_factors(_counts(data), power)[:, None]
+    factors = frequency_factors(label_counts(data.to_csr("train")), power)[:, None]
     classifier.initialize(torch.from_numpy(free + (factors - 1) * rows))
 
 
@@ -58,9 +60,8 @@ def fit_frequency_power(encoder: XMCEncoder, evaluator: XMCEvaluator) -> tuple[f
     queries = encoder.query_vectors(data.test["text"][:])
     tried: dict[float, dict[str, float]] = {}
     for power in POWERS:
-        factors = frequency_factors(_counts(data), power)[:, None]
-        index = LabelIndex.exact(encoder.join_labels(text, factors * rows))
-        ids, _ = search_filtered(index, queries, max(RECALL_CUTS), data.filters["test"])
+        factors = frequency_factors(evaluator.train_counts, power)[:, None]
+        ids, _ = evaluator.search(queries, encoder.join_labels(text, factors * rows))
         tried[power] = evaluator.metrics(ids)
     return max(tried, key=lambda power: tried[power]["precision@1"] + tried[power]["psp@1"]), tried
 
@@ -70,7 +71,3 @@ def _halves(encoder: XMCEncoder, data: XMCDataset) -> tuple[np.ndarray, np.ndarr
     if encoder.label_classifier is None:
         raise ValueError("there are no rows to lengthen: the encoder has no classifier")
     return encoder.label_halves(data.labels["text"][:])
-
-
-def _counts(data: XMCDataset) -> np.ndarray:
-    return np.bincount(data.to_csr("train").indices, minlength=data.num_labels)
