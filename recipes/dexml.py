@@ -4,9 +4,10 @@
 
 ``labels: all`` encodes every label in every step, sharded over the processes (dist-de-all); ``labels: pool`` takes the
 batch's positives with ``hard_negatives`` mined and ``random_negatives`` random ones a step (dist-de-hnm). With
-``hold_out`` above 0 the epoch is chosen on a held-out part of train by title key, and only the rest is trained on; the
-test split is looked at once. With ``memory`` training rows vote beside the labels in further lines (RAE-XMC), as
-fitted on the held-out part, or leave-one-out where there is none.
+``hold_out`` above 0 a part of train, by title key, is left out first: where epochs are evaluated the best there is
+kept. With ``refit`` the encoder is then trained again on every row, for all epochs. The test split is looked at once.
+With ``memory`` training rows vote beside the labels in further lines (RAE-XMC), as fitted on the held-out part, or
+leave-one-out where there is none.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from accelerate import PartialState
 import hf_xmc
 from hf_xmc.hub.model_card import write_model_card
 from hf_xmc.losses import blockwise
-from hf_xmc.recipe_config import last_checkpoint, load_data, read_recipe_config
+from hf_xmc.recipe_config import last_checkpoint, load_data, read_recipe_config, stage_args
 from hf_xmc.recipe_encoder import start_encoder
 from hf_xmc.recipe_memory import choose_memory, choose_memory_leave_one_out, memory_rows
 from hf_xmc.run_record import RunRecord, metrics_table
@@ -49,13 +50,14 @@ class DEXML:
     label_fields: list[str] = field(default_factory=list)
     encoder: str = "static"
     max_seq_length: int = 64
-    min_pair_count: int = 1_000_000_000
+    min_pair_count: int = 5
     labels: str = field(default="pool", metadata={"choices": ["pool", "all"]})
     loss: str = field(default="decoupled_softmax", metadata={"choices": sorted(POOL)})
     k: int = 5
     scale: float = 20.0
     mini_batch_size: int = 256
     hold_out: float = 0.1
+    refit: bool = True
     memory: bool = True
     memory_psp_weight: float = 0.2
 
@@ -72,44 +74,55 @@ record.describe(data, config.data_dir)
 development = data.hold_out(config.hold_out, seed=args.seed, answerable_only=True) if config.hold_out else data
 state.print(data)
 
-# 3. The encoder.
-labels = data.labels["text"][:]
-start = {"max_seq_length": config.max_seq_length, "min_pair_count": config.min_pair_count}
-encoder = start_encoder(config.encoder, development, **start)
 
-# 4. The loss.
-extra = {"k": config.k} if config.loss == "soft_top_k" else {}
-if config.labels == "all":
-    function = partial(ALL_LABELS[config.loss], **extra)
-    loss = hf_xmc.losses.AllLabelsLoss(
-        encoder, labels, function, scale=config.scale, mini_batch_size=config.mini_batch_size
-    )
-else:
-    loss = POOL[config.loss](encoder, scale=config.scale, **extra)
+# 3. One run of training on a part of the data; where epochs are evaluated, the best on the held-out part is kept.
+def train(part: hf_xmc.XMCDataset, stage: str, evaluator: hf_xmc.XMCEvaluator | None = None) -> hf_xmc.XMCEncoder:
+    start = {"max_seq_length": config.max_seq_length, "min_pair_count": config.min_pair_count}
+    encoder = start_encoder(config.encoder, part, **start)
+    extra = {"k": config.k} if config.loss == "soft_top_k" else {}
+    if config.labels == "all":
+        function = partial(ALL_LABELS[config.loss], **extra)
+        loss = hf_xmc.losses.AllLabelsLoss(
+            encoder, part.labels["text"][:], function, scale=config.scale, mini_batch_size=config.mini_batch_size
+        )
+    else:
+        loss = POOL[config.loss](encoder, scale=config.scale, **extra)
+    stage_settings = stage_args(args, stage, evaluated=evaluator is not None)
+    trainer = hf_xmc.XMCTrainer(encoder, stage_settings, train_dataset=part, loss=loss, evaluator=evaluator)
+    trainer.train(resume_from_checkpoint=last_checkpoint(trainer.args))
+    record.citations = list(encoder.model_card_data.citations.values())
+    return encoder
 
-# 5. Training; where epochs are evaluated, the best on the held-out part is kept.
+
 evaluator = hf_xmc.XMCEvaluator(development, name="held_out") if config.hold_out else None
-trainer = hf_xmc.XMCTrainer(model=encoder, args=args, train_dataset=development, loss=loss, evaluator=evaluator)
-with record.timed("training"):
-    trainer.train(resume_from_checkpoint=last_checkpoint(args))
+with record.timed("training, held-out part left out" if config.hold_out else "training"):
+    encoder = train(development, "held-out", evaluator)
 
-# 6. One look at the test split, and one file with everything that was measured.
+# 4. What the held-out part says, and how rows and labels vote there, or leave-one-out.
+choice = None
 if state.is_main_process:
-    output = Path(args.output_dir)
     if evaluator is not None:
         record.metrics["held out"] = evaluator.metrics(evaluator.predict(encoder)[0])
-    test = hf_xmc.XMCEvaluator(data, name="test")
-    retriever = hf_xmc.Retriever.build(encoder, labels, show_progress_bar=True)
-    record.test("DEXML", test, test.predict(encoder)[0])
     if config.memory:
         choose = choose_memory if config.hold_out else choose_memory_leave_one_out
         with record.timed("fitting"):
             choice = choose(encoder, development, config.memory_psp_weight)
         print(choice)
         record.notes.append(str(choice))
+state.wait_for_everyone()
+if config.hold_out and config.refit:
+    with record.timed("training"):
+        encoder = train(data, "all-rows")
+
+# 5. One look at the test split, and one file with everything that was measured.
+if state.is_main_process:
+    output = Path(args.output_dir)
+    test = hf_xmc.XMCEvaluator(data, name="test")
+    retriever = hf_xmc.Retriever.build(encoder, data.labels["text"], show_progress_bar=True)
+    record.test("DEXML", test, test.predict(encoder)[0])
+    if choice is not None:
         memory_rows(retriever, test, choice, record)
     retriever.save_pretrained(output)
-    record.citations = list(encoder.model_card_data.citations.values())
     record.write(output / "metrics.json", record.metrics.get("with memory", record.metrics["DEXML"]))
     write_model_card(output, "DEXML")
     print(f"\n{data.name}, percent\n{metrics_table(record.metrics)}\n\nsaved to {output}")

@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 
 import torch
 import yaml
-from transformers import HfArgumentParser
+from transformers import HfArgumentParser, IntervalStrategy
 from transformers.trainer_utils import get_last_checkpoint
 
 from hf_xmc.data.catalog import find_benchmark
@@ -88,10 +88,15 @@ def load_data(folder: str | Path, fields: Sequence[str], label_fields: Sequence[
     return load_lf(folder, fields=taken, label_fields=label_taken), assumed
 
 
-def stage_args(args: XMCTrainingArguments, stage: str) -> XMCTrainingArguments:
-    """The arguments of one of a recipe's trainings: its checkpoints lie in ``<output_dir>/checkpoints/<stage>``."""
+def stage_args(args: XMCTrainingArguments, stage: str, evaluated: bool = True) -> XMCTrainingArguments:
+    """The arguments of one of a recipe's trainings: its checkpoints lie in ``<output_dir>/checkpoints/<stage>``.
+
+    Without rows to evaluate on, ``evaluated`` false, no epoch is, and the last is kept.
+    """
     own = copy.copy(args)
     own.output_dir = str(Path(args.output_dir) / "checkpoints" / stage)
+    if not evaluated:
+        own.eval_strategy, own.load_best_model_at_end = IntervalStrategy.NO, False
     return own
 
 
