@@ -9,7 +9,7 @@ import pytest
 from conftest import TINY
 
 import hf_xmc
-from hf_xmc.recipe_config import last_checkpoint, load_data, read_recipe_config
+from hf_xmc.recipe_config import last_checkpoint, load_data, read_recipe_config, stage_args
 
 
 @dataclass
@@ -24,7 +24,7 @@ def test_later_values_win(tmp_path: Path) -> None:
     own, args = read_recipe_config(
         Own,
         "",
-        ["--config", str(config), "--data_dir", "d", "--output_dir", "o", "num_train_epochs=3", "use_cpu=true"],
+        ["--config", str(config), "num_train_epochs=3", "--data_dir", "d", "--output_dir", "o", "use_cpu=true"],
     )
     assert (own.scale, own.data_dir) == (30, "d")
     assert (args.learning_rate, args.num_train_epochs, args.output_dir, args.use_cpu) == (1e-3, 3, "o", True)
@@ -76,6 +76,17 @@ def test_a_folder_without_a_name_is_read_with_assumptions_that_are_told(tmp_path
 def test_a_benchmark_is_read_by_its_own_fields(tiny: hf_xmc.XMCDataset) -> None:
     data, assumed = load_data(TINY, [], [])
     assert assumed == [] and data.train["text"][0] == tiny.train["text"][0]
+
+
+def test_a_stage_without_rows_to_evaluate_on_evaluates_no_epoch(tmp_path: Path) -> None:
+    settings = {"eval_strategy": "epoch", "save_strategy": "epoch", "load_best_model_at_end": True}
+    args = hf_xmc.XMCTrainingArguments(output_dir=str(tmp_path), metric_for_best_model="precision@1", **settings)
+    held_out, last = stage_args(args, "held-out"), stage_args(args, "all-rows", evaluated=False)
+    assert (held_out.eval_strategy, held_out.load_best_model_at_end) == ("epoch", True)
+    assert (last.eval_strategy, last.load_best_model_at_end) == ("no", False)
+    assert (held_out.output_dir, last.output_dir) == tuple(
+        str(tmp_path / "checkpoints" / stage) for stage in ("held-out", "all-rows")
+    )
 
 
 def test_a_run_resumes_from_its_newest_checkpoint_or_starts_anew(tmp_path: Path) -> None:

@@ -47,7 +47,7 @@ def read_recipe_config(
     parser.add_argument("--data_dir", help="folder in the LF raw format")
     parser.add_argument("--output_dir", help="folder for the retriever, metrics.json and checkpoints")
     parser.add_argument("overrides", nargs="*", metavar="field=value", help="any field, read as YAML")
-    given = parser.parse_args(argv)
+    given = parser.parse_intermixed_args(argv)  # fields may stand on both sides of an option
     config = given.config or default
     values = _read_yaml(config) if config else {}
     values |= {name: getattr(given, name) for name in ("data_dir", "output_dir") if getattr(given, name)}
