@@ -103,6 +103,7 @@ class KnowledgeMemory:
             raise ValueError(f"kind must be one of {', '.join(KINDS)}; got {kind!r}")
         self.kind = kind
         self._rows: LabelIndex | None = None  # made by the first search
+        self._kept_lambdas: tuple[tuple[MemoryForm, int], np.ndarray] | None = None
 
     def __len__(self) -> int:
         """Number of training rows."""
@@ -234,9 +235,12 @@ class KnowledgeMemory:
 
     def _lambdas(self, form: MemoryForm) -> np.ndarray:
         """(L,) float64, for all labels of the index, also those added since the memory was built."""
-        counts = np.zeros(len(self.labels), dtype=np.int64)
-        counts[: len(self._counts)] = self._counts
-        return form.row_weights(counts)
+        made_for = form, len(self.labels)
+        if self._kept_lambdas is None or self._kept_lambdas[0] != made_for:  # a power a label: long for one query
+            counts = np.zeros(len(self.labels), dtype=np.int64)
+            counts[: len(self._counts)] = self._counts
+            self._kept_lambdas = made_for, form.row_weights(counts)
+        return self._kept_lambdas[1]
 
     def _among(self, candidates: np.ndarray) -> np.ndarray:
         """(L,) bool"""
