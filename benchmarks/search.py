@@ -89,8 +89,9 @@ def our_forms(labels: np.ndarray, kinds: list[str], tuning: np.ndarray) -> list[
         if not isinstance(searcher, FaissSearcher):
             forms.append(Form(f"ours: {kind}{compute}", f"ours: {kind}", searching(index), seconds, size))
             continue
-        for effort in [e for e in searcher.efforts if e >= (128 if searcher.is_graph else 16)][:5]:
-            name = f"ours: {kind}, {'ef' if searcher.is_graph else 'lists'} {effort}"
+        word, least = ("ef", 128) if searcher.is_graph else ("re-scored x", 1) if searcher.is_codes else ("lists", 16)
+        for effort in [effort for effort in searcher.efforts if effort >= least][:5]:
+            name = f"ours: {kind}, {word} {effort}"
             forms.append(Form(name, f"ours: {kind}", searching(index, effort), seconds, size))
     return forms
 
@@ -250,7 +251,7 @@ def main() -> None:
         labels, queries = text_vectors(data, args.num_labels)
         source = "Texts as half unit, half un-normalised mean token vectors, test texts as queries"
     lengths = np.percentile(np.linalg.norm(labels, axis=1), [1, 50, 99])
-    kinds = args.kinds or (["cuda"] if args.device == "cuda" else ["exact", "half", "int8", "hnsw", "ivf"])
+    kinds = args.kinds or (["cuda"] if args.device == "cuda" else ["exact", "half", "int8", "pq", "hnsw", "ivf"])
     forms = (peer_forms(labels) if args.device == "cpu" else []) + our_forms(labels, kinds, queries)
     seconds = measure(forms, queries, args.repeats)
     exact = -np.partition(-(queries @ labels.T), TOP_K - 1, axis=1)[:, TOP_K - 1 : TOP_K]
