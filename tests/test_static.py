@@ -122,6 +122,25 @@ def test_a_saved_tokenizer_splits_as_the_one_that_was_trained_with(tiny: XMCData
     assert ours == theirs
 
 
+def test_a_wider_table_says_what_start_says_and_a_narrower_one_takes_its_leading_numbers() -> None:
+    given = base()
+    num_pieces, width = given[1].shape
+    start, same, wide, narrow = (
+        static_embedding(TEXTS, start=given, dimension=dimension).embedding.weight.detach()
+        for dimension in (None, width, 2 * width, 2)
+    )
+    torch.testing.assert_close(same, start, rtol=0, atol=0)
+    pieces = wide[-num_pieces:]
+    assert wide.shape == (len(start), 2 * width) and narrow.shape == (len(start), 2)
+    torch.testing.assert_close(pieces[:, :width], start[-num_pieces:])
+    assert not pieces[:, width:].any()
+    assert wide[1:-num_pieces, width:].abs().sum(1).all()  # own vectors can learn them
+    cosines = torch.nn.functional.cosine_similarity(narrow[-num_pieces:], start[-num_pieces:, :2])
+    torch.testing.assert_close(cosines, torch.ones(num_pieces))
+    with pytest.raises(ValueError, match="dimension must be at least 1, got 0"):
+        static_embedding(TEXTS, start=base(), dimension=0)
+
+
 def test_texts_without_words_are_refused() -> None:
     with pytest.raises(ValueError, match="the texts hold no word"):
         static_embedding(["", "!!"], start=base())

@@ -129,6 +129,7 @@ def static_embedding(
     texts: Iterable[str],
     *,
     min_pair_count: int = 5,
+    dimension: int | None = None,
     smoothing: float = 1e-3,
     start: tuple[Tokenizer, torch.Tensor] | None = None,
 ) -> SharedStaticEmbedding:
@@ -142,14 +143,20 @@ def static_embedding(
     Args:
         texts: Texts of train rows and labels; never of the test split.
         min_pair_count: Times two words must stand side by side to have a vector of their own.
+        dimension: D of the table; None for that of ``start``. What it has more is next to zero at first; of fewer the
+            leading numbers of ``start`` are taken, which is what Matryoshka vectors as WordLlama's are made for.
         smoothing: a, in units of piece probability.
         start: A tokenizer and its vectors (P, D); None for WordLlama's.
 
     Raises:
         ImportError: if ``start`` is None and the extra ``static`` is not installed.
-        ValueError: if the texts hold no word.
+        ValueError: if the texts hold no word, or ``dimension`` is below 1.
     """
     tokenizer, vectors = start or wordllama_embedding()
+    if dimension is not None:
+        if dimension < 1:
+            raise ValueError(f"dimension must be at least 1, got {dimension}")
+        vectors = F.pad(vectors[:, :dimension], (0, max(0, dimension - vectors.size(1))))
     # Rows of unit length on average: Adam's step is absolute, so the scale of the start decides how fast it is left.
     vectors = vectors / vectors.norm(dim=1).mean()
     normalizer = _normalizer()
@@ -174,7 +181,8 @@ def static_embedding(
         (f"{SPACE}{a}{SPACE}{b}", scores[a] + scores[b] + more) for (a, b), more in zip(kept, bonus, strict=True)
     ]
     known = {token for token, _ in vocabulary}
-    fallback = [(token, row) for token, row in tokenizer.get_vocab().items() if token not in known and token.strip()]
+    in_order = sorted(tokenizer.get_vocab().items(), key=lambda item: item[1])  # it comes in another at every call
+    fallback = [(token, row) for token, row in in_order if token not in known and token.strip()]
     vocabulary += [(token, _PIECE_SCORE) for token, _ in fallback]
 
     # Rows of the shared table: a vector of its own for each token, then the pieces.
