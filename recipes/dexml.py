@@ -51,6 +51,7 @@ class DEXML:
     encoder: str = "static"
     max_seq_length: int = 64
     min_pair_count: int = 5
+    table_dimension: int | None = None
     labels: str = field(default="pool", metadata={"choices": ["pool", "all"]})
     loss: str = field(default="decoupled_softmax", metadata={"choices": sorted(POOL)})
     k: int = 5
@@ -77,8 +78,8 @@ state.print(data)
 
 # 3. One run of training on a part of the data; where epochs are evaluated, the best on the held-out part is kept.
 def train(part: hf_xmc.XMCDataset, stage: str, evaluator: hf_xmc.XMCEvaluator | None = None) -> hf_xmc.XMCEncoder:
-    start = {"max_seq_length": config.max_seq_length, "min_pair_count": config.min_pair_count}
-    encoder = start_encoder(config.encoder, part, **start)
+    table = {"min_pair_count": config.min_pair_count, "table_dimension": config.table_dimension}
+    encoder = start_encoder(config.encoder, part, max_seq_length=config.max_seq_length, **table)
     extra = {"k": config.k} if config.loss == "soft_top_k" else {}
     if config.labels == "all":
         function = partial(ALL_LABELS[config.loss], **extra)

@@ -36,6 +36,7 @@ class RAEXMC:
     encoder: str = "static"
     max_seq_length: int = 64
     min_pair_count: int = 5
+    table_dimension: int | None = None
     scale: float = 20.0
     hold_out: float = 0.1
     refit: bool = True
@@ -57,8 +58,8 @@ state.print(data)
 
 # 3. One run of training on a part of the data.
 def train(part: hf_xmc.XMCDataset, stage: str) -> hf_xmc.XMCEncoder:
-    start = {"max_seq_length": config.max_seq_length, "min_pair_count": config.min_pair_count}
-    encoder = start_encoder(config.encoder, part, **start)
+    table = {"min_pair_count": config.min_pair_count, "table_dimension": config.table_dimension}
+    encoder = start_encoder(config.encoder, part, max_seq_length=config.max_seq_length, **table)
     loss = hf_xmc.losses.RetrievalAugmentedLoss(encoder, scale=config.scale)
     trainer = hf_xmc.XMCTrainer(model=encoder, args=stage_args(args, stage), train_dataset=part, loss=loss)
     trainer.train(resume_from_checkpoint=last_checkpoint(trainer.args))

@@ -40,6 +40,7 @@ class Sweep:
     encoder: str = "static"
     max_seq_length: int = 64
     min_pair_count: int = 5
+    table_dimension: int | None = None
     classifier: bool = True
     residual: bool = True
     dropout: float = 0.1
@@ -79,8 +80,8 @@ def make_encoder(trial: optuna.Trial | None = None) -> hf_xmc.XMCEncoder:
                 args.learning_rate_mapping = args.learning_rate_mapping | {CLASSIFIER_ROWS: value}
             elif name not in training_fields:
                 setattr(trainer.loss, name, value)
-    start = {"max_seq_length": config.max_seq_length, "min_pair_count": config.min_pair_count}
-    encoder = start_encoder(config.encoder, development, **start)
+    table = {"min_pair_count": config.min_pair_count, "table_dimension": config.table_dimension}
+    encoder = start_encoder(config.encoder, development, max_seq_length=config.max_seq_length, **table)
     if config.classifier:
         encoder.add_classifier(data.num_labels, None, residual=config.residual, dropout=config.dropout)
     return encoder

@@ -47,6 +47,7 @@ class UniDEC:
     encoder: str = "static"
     max_seq_length: int = 64
     min_pair_count: int = 5
+    table_dimension: int | None = None
     classifier: bool = True
     dimension: int | None = None
     encoder_dimension: int | None = None
@@ -92,8 +93,8 @@ state.print(data)
 
 # 3. One run of training on a part of the data.
 def train(part: hf_xmc.XMCDataset, stage: str) -> hf_xmc.XMCEncoder:
-    start = {"max_seq_length": config.max_seq_length, "min_pair_count": config.min_pair_count}
-    encoder = start_encoder(config.encoder, part, **start)
+    table = {"min_pair_count": config.min_pair_count, "table_dimension": config.table_dimension}
+    encoder = start_encoder(config.encoder, part, max_seq_length=config.max_seq_length, **table)
     if config.classifier:
         encoder.add_classifier(
             part.num_labels,
