@@ -63,6 +63,7 @@ class Variant:
     training: dict = field(default_factory=dict)
     forms: tuple[hf_xmc.SearchForm, ...] | None = None  # to choose from on the held-out part; None for the whole grid
     rows: Callable[[hf_xmc.XMCDataset], hf_xmc.XMCDataset] = lambda data: data  # what is trained on
+    table: Callable[[], dict] = dict  # of static_embedding, what differs
 
 
 def over_all(
@@ -189,12 +190,32 @@ GANDALF_BLIND = {
         CLASSIFIER_ONLY, FREE, forms=BLIND, rows=partial(gandalf, with_train_rows=False)
     ),
 }
+
+
+def random_pieces() -> dict:
+    """WordLlama's tokenizer, and vectors that say nothing."""
+    tokenizer, vectors = hf_xmc.wordllama_embedding()
+    return {"start": (tokenizer, torch.randn(vectors.shape, generator=torch.Generator().manual_seed(SEED)))}
+
+
+CLASSIFIER_HALF = (hf_xmc.SearchForm(1.0, False),)
+START = {
+    "preset": Variant(UNIFIED, ROWS, forms=CLASSIFIER_HALF),
+    "vectors of pieces at random": Variant(UNIFIED, ROWS, forms=CLASSIFIER_HALF, table=random_pieces),
+    "pieces not weighed by frequency": Variant(UNIFIED, ROWS, forms=CLASSIFIER_HALF, table=lambda: {"smoothing": 1e9}),
+    "no vectors of pairs": Variant(UNIFIED, ROWS, forms=CLASSIFIER_HALF, table=lambda: {"min_pair_count": 10**9}),
+    "pairs from 2 on": Variant(UNIFIED, ROWS, forms=CLASSIFIER_HALF, table=lambda: {"min_pair_count": 2}),
+    "no token dropout": Variant(UNIFIED, ROWS, {"token_dropout": 0.0}, CLASSIFIER_HALF),
+    "128 numbers": Variant(UNIFIED, ROWS, forms=CLASSIFIER_HALF, table=lambda: {"dimension": 128}),
+    "512 numbers": Variant(UNIFIED, ROWS, forms=CLASSIFIER_HALF, table=lambda: {"dimension": 512}),
+}
 TABLES = {
     "losses": LOSSES,
     "losses_half": LOSSES_HALF_AS_SHARP,
     "unidec": UNIDEC,
     "gandalf": GANDALF,
     "gandalf_blind": GANDALF_BLIND,
+    "start": START,
 }
 HALVES = {
     "dual-encoder half": hf_xmc.SearchForm(0.0),
@@ -207,7 +228,7 @@ HALVES = {
 def train(variant: Variant, data: hf_xmc.XMCDataset, epochs: int) -> hf_xmc.XMCEncoder:
     torch.manual_seed(SEED)
     encoder = hf_xmc.XMCEncoder(
-        modules=[static_embedding(data.train["text"][:] + data.labels["text"][:])], device="cpu"
+        modules=[static_embedding(data.train["text"][:] + data.labels["text"][:], **variant.table())], device="cpu"
     )
     if variant.classifier is not None:
         encoder.add_classifier(data.num_labels, **variant.classifier)
