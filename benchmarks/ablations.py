@@ -6,7 +6,7 @@ Static encoder, one seed, one thread. Every variant trains on all but a held-out
 table shows the held-out part, on which choices are made, and the test split, looked at once for each row.
 
 `gandalf` is about learning from the labels' own texts, with an encoder whose labels are scored by their texts too;
-`gandalf_blind` the same where a label is nothing but a row of the classifier.
+`gandalf_blind` the same where a label is nothing but a row of the classifier. `start` is about the static table.
 """
 
 from __future__ import annotations
