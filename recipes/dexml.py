@@ -3,7 +3,9 @@
     accelerate launch recipes/dexml.py --config recipes/configs/<data set>/dexml.yaml [--data_dir DIR] [field=value]
 
 ``labels: all`` encodes every label in every step, sharded over the processes (dist-de-all); ``labels: pool`` takes the
-batch's positives with ``hard_negatives`` mined and ``random_negatives`` random ones a step (dist-de-hnm). With
+batch's positives with ``hard_negatives`` mined and ``random_negatives`` random ones a step (dist-de-hnm); ``labels:
+table`` has a denominator of all labels of which a step encodes ``num_top`` and ``num_random``, the others as they were
+``refresh_steps`` ago at most, where labels are too many to encode at every step and a pool is too small. With
 ``hold_out`` above 0 a part of train, by title key, is left out first: where epochs are evaluated the best there is
 kept. With ``refit`` the encoder is then trained again on every row, for all epochs. The test split is looked at once.
 With ``memory`` training rows vote beside the labels in further lines (RAE-XMC), as fitted on the held-out part, or
@@ -52,11 +54,14 @@ class DEXML:
     max_seq_length: int = 64
     min_pair_count: int = 5
     table_dimension: int | None = None
-    labels: str = field(default="pool", metadata={"choices": ["pool", "all"]})
+    labels: str = field(default="pool", metadata={"choices": ["pool", "all", "table"]})
     loss: str = field(default="decoupled_softmax", metadata={"choices": sorted(POOL)})
     k: int = 5
     scale: float = 20.0
     mini_batch_size: int = 256
+    num_top: int = 1024
+    num_random: int = 256
+    refresh_steps: int = 50
     hold_out: float = 0.1
     refit: bool = True
     memory: bool = True
@@ -65,6 +70,8 @@ class DEXML:
 
 # 1. Settings: the YAML, then the command line.
 config, args = read_recipe_config(DEXML, __doc__, default=HERE / "configs" / "default" / "dexml.yaml")
+if config.labels == "table" and config.loss != "decoupled_softmax":
+    raise ValueError(f"labels: table is decoupled softmax, got loss: {config.loss}; take labels: pool or all")
 record = RunRecord(asdict(config) | args.to_dict())
 state = PartialState()
 
@@ -86,6 +93,9 @@ def train(part: hf_xmc.XMCDataset, stage: str, evaluator: hf_xmc.XMCEvaluator | 
         loss = hf_xmc.losses.AllLabelsLoss(
             encoder, part.labels["text"][:], function, scale=config.scale, mini_batch_size=config.mini_batch_size
         )
+    elif config.labels == "table":
+        sampling = {"num_top": config.num_top, "num_random": config.num_random, "refresh_steps": config.refresh_steps}
+        loss = hf_xmc.losses.LabelTableLoss(encoder, part.labels["text"][:], config.scale, **sampling)
     else:
         loss = POOL[config.loss](encoder, scale=config.scale, **extra)
     stage_settings = stage_args(args, stage, evaluated=evaluator is not None)
