@@ -30,6 +30,10 @@ def test_later_values_win(tmp_path: Path) -> None:
     assert (args.learning_rate, args.num_train_epochs, args.output_dir, args.use_cpu) == (1e-3, 3, "o", True)
 
 
+def test_a_bare_no_is_a_strategy_and_not_false() -> None:
+    assert read_recipe_config(Own, "", ["save_strategy=no"])[1].save_strategy == "no"
+
+
 def test_wrong_command_lines_are_named(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"unknown field\(s\) \['sacle'\]; the recipe has \['data_dir', 'scale'\]"):
         read_recipe_config(Own, "", ["sacle=3"])
@@ -94,8 +98,13 @@ def test_a_run_resumes_from_its_newest_checkpoint_or_starts_anew(tmp_path: Path)
     assert last_checkpoint(args) is None
     args.resume_from_checkpoint = True  # type: ignore[assignment]
     assert last_checkpoint(args) is None
-    for step in (5, 10):
+    for step in (5, 10, 15):
         (tmp_path / "run" / f"checkpoint-{step}").mkdir(parents=True)
+    assert last_checkpoint(args) is None
+    for step in (5, 10):
+        (tmp_path / "run" / f"checkpoint-{step}" / "trainer_state.json").write_text("{}")
+    assert last_checkpoint(args) == str(tmp_path / "run" / "checkpoint-10")
+    (tmp_path / "run" / "checkpoint-15" / "trainer_state.json").write_text('{"epoch": ')  # killed while it wrote
     assert last_checkpoint(args) == str(tmp_path / "run" / "checkpoint-10")
     args.resume_from_checkpoint = str(tmp_path / "run" / "checkpoint-5")
     with pytest.raises(ValueError, match="expected resume_from_checkpoint=true, got '.*checkpoint-5'"):

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import argparse
 import copy
+import json
+import logging
 import os
 from collections.abc import Sequence
 from dataclasses import fields
@@ -13,7 +15,7 @@ from typing import Any, TypeVar
 import torch
 import yaml
 from transformers import HfArgumentParser, IntervalStrategy
-from transformers.trainer_utils import get_last_checkpoint
+from transformers.trainer import TRAINER_STATE_NAME
 
 from hf_xmc.data.catalog import find_benchmark
 from hf_xmc.data.dataset import XMCDataset
@@ -21,6 +23,7 @@ from hf_xmc.data.lf import load_lf
 from hf_xmc.training_args import XMCTrainingArguments
 
 T = TypeVar("T")
+logger = logging.getLogger(__name__)
 
 
 def read_recipe_config(
@@ -56,6 +59,8 @@ def read_recipe_config(
         if not equals:
             raise ValueError(f"expected field=value, got {override!r}")
         values[name] = yaml.safe_load(value)
+    # YAML reads a bare no as false.
+    values |= {name: "no" for name, value in values.items() if name.endswith("_strategy") and value is False}
     known = {f.name for cls in (recipe_arguments, XMCTrainingArguments) for f in fields(cls)}
     if unknown := sorted(set(values) - known):
         own = sorted(f.name for f in fields(recipe_arguments))
@@ -104,8 +109,9 @@ def last_checkpoint(args: XMCTrainingArguments) -> str | None:
     """The checkpoint a run starts from.
 
     Returns:
-        None without ``resume_from_checkpoint``; with ``resume_from_checkpoint=true`` the newest in ``output_dir``, or
-        None where there is none yet: a recipe that trains twice may have been killed before the second training.
+        None without ``resume_from_checkpoint``; with ``resume_from_checkpoint=true`` the newest in ``output_dir`` that
+        was written to its end, or None where there is none yet: a recipe that trains twice may have been killed before
+        the second training, or while it wrote.
 
     Raises:
         ValueError: if ``resume_from_checkpoint`` names a folder, which could belong to only one of two trainings.
@@ -117,7 +123,21 @@ def last_checkpoint(args: XMCTrainingArguments) -> str | None:
         )
     if not args.resume_from_checkpoint or not Path(args.output_dir).is_dir():
         return None
-    return get_last_checkpoint(args.output_dir)
+    folders = [path for path in Path(args.output_dir).glob("checkpoint-*") if path.name.split("-")[1].isdigit()]
+    for folder in sorted(folders, key=lambda path: int(path.name.split("-")[1]), reverse=True):
+        if _is_whole(folder):
+            return str(folder)
+        logger.warning("%s was not written to its end; an older checkpoint is taken", folder)
+    return None
+
+
+def _is_whole(checkpoint: Path) -> bool:
+    """Whether it has the trainer's state, which is written last, and wholly."""
+    try:
+        json.loads((checkpoint / TRAINER_STATE_NAME).read_text(encoding="utf8"))
+    except (OSError, ValueError):
+        return False
+    return True
 
 
 def share_cores() -> None:
