@@ -40,7 +40,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         if folder is None:
             return 2
         row = row_of(given.record, json.loads((folder / "metrics.json").read_text(encoding="utf8")))
-        write_results(results | {"rows": [*(r for n, r in known.items() if n != given.record), row]})
+        write_results(results | {"rows": [*(known | {given.record: row}).values()]})  # where it stood, or last
         print(f"recorded {given.record}; make tables renders it")
         return 0
     table: dict[str, list[Comparison]] = {}
