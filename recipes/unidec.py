@@ -2,11 +2,11 @@
 
     accelerate launch recipes/unidec.py --config recipes/configs/<data set>/unidec.yaml [--data_dir DIR] [field=value]
 
-Trains on all but a held-out part of train (by title key), fits there how the two halves are weighed and how much
-longer the rows of frequent labels should be, then, with ``refit``, trains again on every row with those settings. The
-test split is looked at once, for every form at the same time. With ``classifier: false`` it is DePSL; with ``memory``
-training rows vote beside the labels (RAE-XMC), as fitted on the held-out part; with ``calibrate`` answers have
-probabilities, fitted there too.
+Trains on all but a held-out part of train (by title key), fits there how the two halves are weighed and how long the
+rows of frequent labels, and of labels that are training rows themselves, should be, then, with ``refit``, trains again
+on every row with those settings. The test split is looked at once, for every form at the same time. With ``classifier:
+false`` it is DePSL; with ``memory`` training rows vote beside the labels (RAE-XMC), as fitted on the held-out part;
+with ``calibrate`` answers have probabilities, fitted there too.
 
 Labels learn from each other (Gandalf) in two ways. With ``label_rows`` their texts are training rows too, those of
 ``num_label_rows`` labels, rare ones first, or nothing else with ``train_rows: false``. With ``label_encoder_weight``
@@ -31,7 +31,7 @@ from hf_xmc.recipe_calibration import calibrate_held_out
 from hf_xmc.recipe_config import last_checkpoint, load_data, read_recipe_config, stage_args
 from hf_xmc.recipe_encoder import start_encoder
 from hf_xmc.recipe_memory import choose_memory, memory_rows
-from hf_xmc.row_lengths import fit_frequency_power, lengthen_rows
+from hf_xmc.row_lengths import RowLengths, fit_row_lengths, lengthen_rows
 from hf_xmc.run_record import RunRecord, metrics_table
 
 HERE = Path(__file__).parent
@@ -138,14 +138,14 @@ def train(part: hf_xmc.XMCDataset, stage: str) -> hf_xmc.XMCEncoder:
 with record.timed("training, held-out part left out"):
     encoder = train(development, "held-out")
 
-# 4. How the halves are weighed, and how much frequent labels count, is chosen on the held-out part.
-form, power = encoder.search_form, 0.0
+# 4. How the halves are weighed, and how long the rows are, is chosen on the held-out part.
+form, lengths = encoder.search_form, RowLengths()
 if config.classifier and state.is_main_process:
     held_out_part = hf_xmc.XMCEvaluator(development, name="held_out")
     with record.timed("fitting"):
         form, tried = fit_search_form(encoder, held_out_part)
-        power, powers = fit_frequency_power(encoder, held_out_part)
-        lengthen_rows(encoder, development, power)
+        lengths, lengthened = fit_row_lengths(encoder, held_out_part)
+        lengthen_rows(encoder, development, lengths)
     halves = {"dual encoder": 0.0, "classifier": 1.0, "both alike": 0.5}
     held_out = {
         f"{name}{', unit rows' * f.normalize_classifier}": metrics
@@ -154,7 +154,8 @@ if config.classifier and state.is_main_process:
         if f.classifier_weight == weight
     }
     held_out[f"fitted: {form.classifier_weight}{', unit rows' * form.normalize_classifier}"] = tried[form]
-    held_out[f"rows lengthened, power {power}"] = powers[power]
+    held_out["rows lengthened"] = lengthened
+    record.notes.append(f"row lengths: {lengths}")
     print(f"\n{data.name}, held-out part, percent\n{metrics_table(held_out)}\n")
     record.metrics |= {f"held out: {name}": metrics for name, metrics in held_out.items()}
 choice = None
@@ -172,7 +173,7 @@ if config.refit:
     with record.timed("training"):
         encoder = train(data, "all-rows")
         if state.is_main_process:
-            lengthen_rows(encoder, data, power)
+            lengthen_rows(encoder, data, lengths)
 encoder.search_form = form
 
 # 5. One look at the test split, and one file with everything that was measured.
