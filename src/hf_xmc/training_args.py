@@ -19,7 +19,8 @@ class XMCTrainingArguments(SentenceTransformerTrainingArguments):
         positives_per_row: Positives of a row that enter the candidate pool, drawn without replacement; None for all.
         hard_negatives: Mined labels of a row that enter the pool; 0 mines nothing.
         mining_depth: Nearest labels of a row among which its hard negatives are drawn.
-        random_negatives: Labels drawn at random that enter the pool of a batch.
+        random_negatives: Labels drawn at random that enter the pool of a batch, on each process: with twice the
+            processes half as many make the same pool.
         max_candidates: Largest pool of a batch; None for no limit.
         cluster_batches: Whether near neighbours share a batch, once they have been mined.
         refresh_epochs: Hard negatives and clusters are made anew every so many epochs, first after as many.
