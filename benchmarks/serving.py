@@ -162,8 +162,8 @@ def main() -> None:
         if retriever.memory is not None:
             retriever.memory.save(Path(scratch) / "memory")
             labels = [index for name, index in indexes if name == "labels only"]
-            memories = [KnowledgeMemory.load(Path(scratch) / "memory", index) for index in labels]
-            for memory in (memories[0], memories[-1]):
+            memories = [KnowledgeMemory.load(Path(scratch) / "memory", index) for index in (labels[0], labels[-1])]
+            for memory in memories:
                 share = recall(memory, memories[0], queries)
                 for top_k in args.top_k:
                     form = ours("with memory", retriever, memory.labels, texts, top_k, memory)

@@ -20,7 +20,7 @@ import hf_xmc
 from hf_xmc.hub.model_card import write_model_card
 from hf_xmc.recipe_config import last_checkpoint, load_data, read_recipe_config, stage_args
 from hf_xmc.recipe_encoder import start_encoder
-from hf_xmc.recipe_memory import choose_memory, choose_memory_leave_one_out, memory_rows
+from hf_xmc.recipe_memory import decide_memory, memory_rows
 from hf_xmc.run_record import RunRecord, metrics_table
 
 HERE = Path(__file__).parent
@@ -72,11 +72,8 @@ with record.timed("training, held-out part left out" if config.hold_out else "tr
 
 # 4. How rows and labels vote is chosen on the held-out part, or leave-one-out.
 if state.is_main_process:
-    with record.timed("fitting"):
-        choose = choose_memory if config.hold_out else choose_memory_leave_one_out
-        choice = choose(encoder, development, config.memory_psp_weight)
-    print(choice)
-    record.notes.append(str(choice))
+    held_out = bool(config.hold_out)
+    choice = decide_memory(encoder, development, config.memory_psp_weight, record, held_out=held_out)
 state.wait_for_everyone()
 if config.hold_out and config.refit:
     with record.timed("training"):

@@ -30,7 +30,7 @@ from hf_xmc.hub.model_card import write_model_card
 from hf_xmc.recipe_calibration import calibrate_held_out
 from hf_xmc.recipe_config import last_checkpoint, load_data, read_recipe_config, stage_args
 from hf_xmc.recipe_encoder import start_encoder
-from hf_xmc.recipe_memory import choose_memory, memory_rows
+from hf_xmc.recipe_memory import decide_memory, memory_rows
 from hf_xmc.row_lengths import RowLengths, fit_row_lengths, lengthen_rows
 from hf_xmc.run_record import RunRecord, metrics_table
 
@@ -160,10 +160,7 @@ if config.classifier and state.is_main_process:
     record.metrics |= {f"held out: {name}": metrics for name, metrics in held_out.items()}
 choice = None
 if config.memory and state.is_main_process:
-    with record.timed("fitting"):
-        choice = choose_memory(encoder, development, config.memory_psp_weight)
-    print(choice)
-    record.notes.append(str(choice))
+    choice = decide_memory(encoder, development, config.memory_psp_weight, record)
 calibration = None
 if config.calibrate and state.is_main_process:
     with record.timed("fitting"):

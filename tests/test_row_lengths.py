@@ -73,7 +73,7 @@ def test_the_power_serves_both_metrics_and_leaves_the_encoder_alone() -> None:
 def test_labels_that_are_training_rows_are_shortened_where_that_is_right_for_enough_rows() -> None:
     labels = ["peace", "history"]  # label 1 is a training row too
     trained = (["war", "history"], [[0], [1]])
-    for right, expected in ((60, 0.9), (2, 1.0)):  # two rows of 200 are within chance
+    for right, expected in ((60, 0.9), (2, 1.0)):  # two right of three are within chance
         encoder = with_two_rows("war", 1.06)
         truth = [[0]] * right + [[1]] * (right // 4 if right > 2 else 1)
         evaluator = evaluator_of(trained, (["war"] * len(truth), truth), labels)

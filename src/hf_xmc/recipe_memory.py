@@ -97,6 +97,18 @@ def choose_memory_leave_one_out(
     return MemoryChoice(fit, 0.0)
 
 
+def decide_memory(
+    encoder: XMCEncoder, development: XMCDataset, psp_weight: float, record: RunRecord, *, held_out: bool = True
+) -> MemoryChoice:
+    """:func:`choose_memory`, or leave-one-out where nothing is ``held_out``; timed, printed and noted."""
+    choose = choose_memory if held_out else choose_memory_leave_one_out
+    with record.timed("fitting"):
+        choice = choose(encoder, development, psp_weight)
+    print(choice)
+    record.notes.append(str(choice))
+    return choice
+
+
 def memory_rows(
     retriever: Retriever, test: XMCEvaluator, choice: MemoryChoice, record: RunRecord
 ) -> dict[str, dict[str, float]]:
