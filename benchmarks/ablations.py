@@ -26,7 +26,8 @@ from torch import nn
 
 import hf_xmc
 from hf_xmc.data.gandalf import gandalf, label_rows, random_walk_label_rows, self_label_rows, symmetric_label_rows
-from hf_xmc.evaluation import fit_search_form
+from hf_xmc.encoders.static import static_embedding
+from hf_xmc.evaluation.evaluator import fit_search_form
 from hf_xmc.losses import (
     AllLabelsLoss,
     BinaryCrossEntropyLoss,
@@ -40,8 +41,7 @@ from hf_xmc.losses import (
     blockwise,
 )
 from hf_xmc.metrics.functional import xmc_metrics
-from hf_xmc.run_record import cpu_seconds, hardware, metrics_table, peak_memory_gib
-from hf_xmc.static import static_embedding
+from hf_xmc.runs.record import cpu_seconds, hardware, metrics_table, peak_memory_gib
 
 COLUMNS = ("precision@1", "precision@3", "precision@5", "psp@1", "psp@5", "recall@100")
 SEED = 0

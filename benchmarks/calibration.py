@@ -22,11 +22,11 @@ from scipy.sparse import csr_matrix
 from table import Table, add_output, write
 
 import hf_xmc
-from hf_xmc.calibration import FittedCalibration
-from hf_xmc.memory_form import MemoryForm
-from hf_xmc.plots import plot_reliability
-from hf_xmc.recipe_memory import choose_memory
-from hf_xmc.reliability import CalibrationReport
+from hf_xmc.memory.form import MemoryForm
+from hf_xmc.metrics.plots import plot_reliability
+from hf_xmc.metrics.reliability import CalibrationReport
+from hf_xmc.retriever.calibration import FittedCalibration
+from hf_xmc.runs.memory import choose_memory
 
 WISHES = (0.3, 0.5, 0.7, 0.9)
 

@@ -20,7 +20,7 @@ import numpy as np
 import torch
 from table import Table, add_output, write
 
-from hf_xmc.data.clusters import cluster_order
+from hf_xmc.training.clusters import cluster_order
 
 DIM = 384
 MANY = 2_248_619

@@ -24,8 +24,8 @@ from table import Table, add_output, write
 from torch import Tensor
 
 import hf_xmc
-from hf_xmc.losses.embedding import embed
-from hf_xmc.static import static_embedding
+from hf_xmc.encoders.packing import embed
+from hf_xmc.encoders.static import static_embedding
 
 TINY = Path(__file__).parent.parent / "recipes" / "data" / "lf-gutenberg-science-tiny"
 Form = Callable[[], Tensor]

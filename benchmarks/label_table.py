@@ -20,9 +20,9 @@ import torch.nn.functional as F
 from table import Table, add_output, write
 
 import hf_xmc
+from hf_xmc.encoders.static import static_embedding
 from hf_xmc.losses import AllLabelsLoss, LabelTableLoss, blockwise
-from hf_xmc.losses.pool import to_csr
-from hf_xmc.static import static_embedding
+from hf_xmc.losses.pool.targets import to_csr
 
 TINY = Path(__file__).parent.parent / "recipes" / "data" / "lf-gutenberg-science-tiny"
 SHARES = (0.0001, 0.001, 0.01, 0.05, 0.1, 0.25)

@@ -28,10 +28,10 @@ from sentence_transformers.sentence_transformer.modules import StaticEmbedding
 from table import Table, add_output, write
 
 import hf_xmc
-from hf_xmc.evaluation import search_filtered
-from hf_xmc.memory import KnowledgeMemory
-from hf_xmc.memory_fit import fit_fold, fit_memory, fold_rows
-from hf_xmc.memory_form import MemoryForm
+from hf_xmc.evaluation.evaluator import search_filtered
+from hf_xmc.memory.fit import fit_fold, fit_memory, fold_rows
+from hf_xmc.memory.form import MemoryForm
+from hf_xmc.memory.knowledge_memory import KnowledgeMemory
 from hf_xmc.metrics.bootstrap import bootstrap_differences
 from hf_xmc.metrics.functional import inverse_propensities, xmc_metrics
 

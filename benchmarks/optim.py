@@ -19,7 +19,7 @@ import torch
 from table import Table, add_output, write
 from torch import Tensor, nn
 
-from hf_xmc.optim import RowSparseAdamW
+from hf_xmc.training.optim import RowSparseAdamW
 
 NUM_TOUCHED = 8192
 Step = Callable[[], None]

@@ -9,8 +9,8 @@ from pathlib import Path
 import torch
 
 import hf_xmc
-from hf_xmc.recipe_config import load_data, read_recipe_config
-from hf_xmc.static import static_embedding
+from hf_xmc.encoders.static import static_embedding
+from hf_xmc.runs.config import load_data, read_recipe_config
 
 RECIPES = Path(__file__).parent.parent / "recipes"
 CONFIG = RECIPES / "configs" / "lf-gutenberg-titles" / "unidec.yaml"

@@ -33,7 +33,7 @@ import torch
 from table import Picture, Table, add_output, write
 
 import hf_xmc
-from hf_xmc.index_faiss import FaissSearcher
+from hf_xmc.index.faiss_kinds import FaissSearcher
 
 ROOT = Path(__file__).resolve().parents[1]
 PEERS = ROOT / ".venv-peers-search"

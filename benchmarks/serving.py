@@ -31,8 +31,8 @@ from peers.tasks import export_task
 from table import Table, add_output, write
 
 import hf_xmc
-from hf_xmc.memory import KnowledgeMemory
-from hf_xmc.memory_fit import fold_rows
+from hf_xmc.memory.fit import fold_rows
+from hf_xmc.memory.knowledge_memory import KnowledgeMemory
 
 RECIPES = Path(__file__).parent.parent / "recipes"
 TINY = RECIPES / "data" / "lf-gutenberg-science-tiny"

@@ -103,7 +103,7 @@ def write(path: Path | None, *tables: Table) -> None:
     """Write tables as JSON with the command, commit, date, processor and threads; nothing where ``path`` is None."""
     if path is None:
         return
-    from hf_xmc.run_record import hardware
+    from hf_xmc.runs.record import hardware
 
     record = {
         "command": _command(),

@@ -15,10 +15,10 @@ from accelerate import PartialState
 from sentence_transformers.sentence_transformer.modules import StaticEmbedding
 
 import hf_xmc
-from hf_xmc.baselines import tfidf_knn, tfidf_zero_shot
-from hf_xmc.recipe_config import load_data, read_recipe_config
-from hf_xmc.recipe_encoder import start_encoder
-from hf_xmc.run_record import RunRecord, metrics_table
+from hf_xmc.runs.baselines import tfidf_knn, tfidf_zero_shot
+from hf_xmc.runs.config import load_data, read_recipe_config
+from hf_xmc.runs.encoder import start_encoder
+from hf_xmc.runs.record import RunRecord, metrics_table
 
 HERE = Path(__file__).parent
 

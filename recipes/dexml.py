@@ -21,12 +21,12 @@ from pathlib import Path
 from accelerate import PartialState
 
 import hf_xmc
-from hf_xmc.hub.model_card import write_model_card
 from hf_xmc.losses import blockwise
-from hf_xmc.recipe_config import last_checkpoint, load_data, read_recipe_config, stage_args
-from hf_xmc.recipe_encoder import start_encoder
-from hf_xmc.recipe_memory import decide_memory, memory_rows
-from hf_xmc.run_record import RunRecord, metrics_table
+from hf_xmc.runs.config import last_checkpoint, load_data, read_recipe_config, stage_args
+from hf_xmc.runs.encoder import start_encoder
+from hf_xmc.runs.memory import decide_memory, memory_rows
+from hf_xmc.runs.model_card import write_model_card
+from hf_xmc.runs.record import RunRecord, metrics_table
 
 HERE = Path(__file__).parent
 ALL_LABELS = {

@@ -17,7 +17,7 @@ from contestants import Contestant, peers, read_contestants
 from results import ROOT, bins_of, family, read_results
 
 from hf_xmc.metrics.frequency import FrequencyBin
-from hf_xmc.plots import CostPoint, plot_cost_quality, plot_head_to_tail
+from hf_xmc.metrics.plots import CostPoint, plot_cost_quality, plot_head_to_tail
 
 FIGURES = ROOT / "recipes" / "figures"
 

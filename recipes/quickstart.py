@@ -14,11 +14,11 @@ from pathlib import Path
 from accelerate import PartialState
 
 import hf_xmc
-from hf_xmc.baselines import tfidf_knn, tfidf_zero_shot
-from hf_xmc.hub.model_card import write_model_card
-from hf_xmc.recipe_config import load_data, read_recipe_config
-from hf_xmc.recipe_encoder import start_encoder
-from hf_xmc.run_record import RunRecord, metrics_table
+from hf_xmc.runs.baselines import tfidf_knn, tfidf_zero_shot
+from hf_xmc.runs.config import load_data, read_recipe_config
+from hf_xmc.runs.encoder import start_encoder
+from hf_xmc.runs.model_card import write_model_card
+from hf_xmc.runs.record import RunRecord, metrics_table
 
 HERE = Path(__file__).parent
 COLUMNS = ("precision@1", "precision@3", "precision@5", "ndcg@5", "psp@1", "psp@5", "recall@10", "recall@100")

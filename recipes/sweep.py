@@ -20,9 +20,9 @@ import yaml
 from accelerate import PartialState
 
 import hf_xmc
-from hf_xmc.recipe_config import load_data, read_recipe_config
-from hf_xmc.recipe_encoder import start_encoder
-from hf_xmc.training_args import CLASSIFIER_ROWS
+from hf_xmc.runs.config import load_data, read_recipe_config
+from hf_xmc.runs.encoder import start_encoder
+from hf_xmc.training.arguments import CLASSIFIER_ROWS
 
 HERE = Path(__file__).parent
 

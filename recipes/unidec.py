@@ -25,14 +25,14 @@ from accelerate import PartialState
 
 import hf_xmc
 from hf_xmc.data.gandalf import gandalf, label_rows, random_walk_label_rows, self_label_rows, symmetric_label_rows
-from hf_xmc.evaluation import fit_search_form
-from hf_xmc.hub.model_card import write_model_card
-from hf_xmc.recipe_calibration import calibrate_held_out
-from hf_xmc.recipe_config import last_checkpoint, load_data, read_recipe_config, stage_args
-from hf_xmc.recipe_encoder import start_encoder
-from hf_xmc.recipe_memory import decide_memory, memory_rows
-from hf_xmc.row_lengths import RowLengths, fit_row_lengths, lengthen_rows
-from hf_xmc.run_record import RunRecord, metrics_table
+from hf_xmc.evaluation.evaluator import fit_search_form
+from hf_xmc.evaluation.row_lengths import RowLengths, fit_row_lengths, lengthen_rows
+from hf_xmc.runs.calibration import calibrate_held_out
+from hf_xmc.runs.config import last_checkpoint, load_data, read_recipe_config, stage_args
+from hf_xmc.runs.encoder import start_encoder
+from hf_xmc.runs.memory import decide_memory, memory_rows
+from hf_xmc.runs.model_card import write_model_card
+from hf_xmc.runs.record import RunRecord, metrics_table
 
 HERE = Path(__file__).parent
 

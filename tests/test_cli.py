@@ -3,7 +3,7 @@ from __future__ import annotations
 import json
 
 import pytest
-from conftest import TINY
+from toys import TINY
 
 from hf_xmc.cli import main
 from hf_xmc.data import load_lf

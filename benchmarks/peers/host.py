@@ -29,7 +29,7 @@ from sentence_transformers.sentence_transformer.losses import MultipleNegativesR
 from sentence_transformers.sentence_transformer.modules import StaticEmbedding
 
 import hf_xmc
-from hf_xmc.baselines import tfidf_knn
+from hf_xmc.runs.baselines import tfidf_knn
 
 SEED = 0
 

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from hf_xmc.data.dataset import XMCDataset
-from hf_xmc.data.lf import load_lf, save_lf
+from hf_xmc.data.lf.load import load_lf, save_lf
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -3,8 +3,7 @@ from __future__ import annotations
 import gzip
 import json
 
-from conftest import TINY
-from fake_hub import fake_hub  # noqa: F401
+from toys import TINY
 
 PUSH_AND_LOAD = """
 import sys
@@ -36,7 +35,7 @@ def records(path):
     return [json.loads(line) for line in gzip.open(path, "rt", encoding="utf-8")]
 
 
-def test_raw_files_pushed_loaded_and_written_again_are_equal(fake_hub, tmp_path):  # noqa: F811
+def test_raw_files_pushed_loaded_and_written_again_are_equal(fake_hub, tmp_path):
     printed = fake_hub.run(PUSH_AND_LOAD, TINY, tmp_path / "raw")
     assert "user/nothing is not on this disk, and cannot be had from the Hub" in printed
     assert records(tmp_path / "raw" / "trn.json.gz") == records(TINY / "trn.json.gz")[:500]
@@ -64,7 +63,7 @@ print(dataset.name, len(dataset.train), dataset.filters["test"].tolist(), datase
 """
 
 
-def test_a_hub_data_set_of_raw_files_is_loaded(fake_hub, toy_files):  # noqa: F811
+def test_a_hub_data_set_of_raw_files_is_loaded(fake_hub, toy_files):
     files = {name: gzip.compress(content) if name.endswith(".gz") else content for name, content in toy_files.items()}
     fake_hub.add_repo("user/raw", files | {"README.md": b"raw"}, "dataset")
     printed = fake_hub.run(LOAD_RAW)

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import gzip
 import io
 import json
 import tarfile
@@ -13,8 +14,9 @@ import scipy.sparse as sp
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from hf_xmc.data import lf_read, load_lf, save_lf, stream_lf
-from hf_xmc.data.lf_read import read_json, read_truth
+from hf_xmc.data import load_lf, save_lf, stream_lf
+from hf_xmc.data.lf import read
+from hf_xmc.data.lf.read import read_json, read_truth
 
 TINY = Path(__file__).parents[2] / "recipes" / "data" / "lf-gutenberg-science-tiny"
 ROWS = [[2, 0], [1], []]
@@ -91,7 +93,7 @@ def test_an_archive_with_a_folder_inside_is_read_and_unpacked_again_only_if_it_c
     def pack(files):
         with zipfile.ZipFile(path, "w") if suffix == ".zip" else tarfile.open(path, "w:gz") as archive:
             for name, content in files.items():
-                content = lf_read.gzip.compress(content) if name.endswith(".gz") else content
+                content = gzip.compress(content) if name.endswith(".gz") else content
                 if suffix == ".zip":
                     archive.writestr(f"xmc-base/set/{name}", content)
                 else:
@@ -288,7 +290,7 @@ def test_a_cut_off_gzip_is_refused_and_can_be_mended(load, toy_files, tmp_path, 
     load_damaged = {file: content for file, content in toy_files.items() if file != name}
     folder = tmp_path / "toy"
     folder.mkdir()
-    whole = lf_read.gzip.compress(toy_files[name] * 1 + b" " * 50_000)
+    whole = gzip.compress(toy_files[name] * 1 + b" " * 50_000)
     (folder / name).write_bytes(whole[: len(whole) // 2])
     with pytest.raises(ValueError, match=rf"{name}, line \d+: the gzip stream is damaged or cut off"):
         load(load_damaged)
@@ -326,7 +328,7 @@ def test_the_second_load_reads_no_raw_table_and_a_changed_file_is_read_again(loa
     assert load(changed).test["text"][0] == "Mocca"  # of the same length
     untouched = {}
     assert load(untouched, label_fields=("uid",)).label_texts.to_pylist() == ["l0", "l1", "l2", "l3"]
-    monkeypatch.setattr("hf_xmc.data.lf_builder.read_json", None)
+    monkeypatch.setattr("hf_xmc.data.lf.builder.read_json", None)
     assert load(untouched).test["text"][0] == "Mocca"
 
 
@@ -378,10 +380,10 @@ RECORDS = st.fixed_dictionaries(
 def test_any_records_come_back_with_their_line_numbers_at_any_block_size(tmp_path_factory, records, block, ascii_only):
     path = tmp_path_factory.mktemp("records") / "trn.json.gz"
     lines = "".join(json.dumps(record, ensure_ascii=ascii_only) + "\n" for record in records)
-    path.write_bytes(lf_read.gzip.compress(lines.encode(), 1))
+    path.write_bytes(gzip.compress(lines.encode(), 1))
     schema = pa.schema({"uid": pa.string(), "title": pa.string(), "ids": pa.list_(pa.int32())})
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(lf_read, "BLOCK_BYTES", block)
+        patch.setattr(read, "BLOCK_BYTES", block)
         tables = list(read_json(path, schema))
     assert [first for first, _ in tables] == list(np.cumsum([1] + [len(table) for _, table in tables])[:-1])
     rows = [row for _, table in tables for row in table.to_pylist()]
@@ -398,7 +400,7 @@ def test_any_truth_matrix_comes_back_at_any_block_size(tmp_path_factory, rows, b
     lines = [" ".join(f"{label}:{weight}" for label, weight in row.items()) for row in rows]
     path.write_text("\n".join([f"{len(rows)} 7", *lines]) + "\n")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(lf_read, "BLOCK_BYTES", block)
+        patch.setattr(read, "BLOCK_BYTES", block)
         truth = read_truth(path)
     ids, weights = truth.lists(0, len(rows))
     assert (truth.num_rows, truth.num_labels) == (len(rows), 7)
@@ -410,5 +412,5 @@ def test_any_truth_matrix_comes_back_at_any_block_size(tmp_path_factory, rows, b
 def test_the_fast_and_the_slow_way_of_reading_agree(tmp_path, monkeypatch):
     schema = pa.schema({"uid": pa.string(), "title": pa.string(), "target_ind": pa.list_(pa.int32())})
     fast = [table.to_pylist() for _, table in read_json(TINY / "trn.json.gz", schema)]
-    monkeypatch.setattr(lf_read, "_parse_json", lambda *_: None)
+    monkeypatch.setattr(read, "_parse_json", lambda *_: None)
     assert [table.to_pylist() for _, table in read_json(TINY / "trn.json.gz", schema)] == fast

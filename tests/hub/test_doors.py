@@ -13,15 +13,15 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from conftest import WORDS, make_bert_encoder, make_static_encoder, make_words_data
 from sentence_transformers import SentenceTransformer
 from sentence_transformers.sentence_transformer.modules import Pooling
+from toys import WORDS, make_bert_encoder, make_static_encoder, make_words_data
 from transformers import AutoModel, AutoTokenizer
 
 import hf_xmc
 from hf_xmc import Retriever, XMCEncoder
 from hf_xmc.hub.server_xmc import StaticServer
-from hf_xmc.memory import MemoryForm
+from hf_xmc.memory.knowledge_memory import MemoryForm
 
 TEXTS = ["cats and dogs", "the history of war", "", "mathematics of the sea " * 30, "😀 birds שלום", "Peace"]
 # Calls of a pipeline, a server or Retriever.predict; all repos answer the first ones, those with more parts the rest.

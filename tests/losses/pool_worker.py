@@ -12,8 +12,8 @@ sys.path.insert(0, str(Path(__file__).parent.parent))
 import numpy as np
 import torch
 from accelerate import PartialState
-from conftest import WORDS, make_words_data
 from torch.nn.parallel import DistributedDataParallel
+from toys import WORDS, make_words_data
 
 from hf_xmc import XMCDataCollator, XMCEncoder, XMCTrainer, XMCTrainingArguments
 from hf_xmc.data.gandalf import label_rows

@@ -6,10 +6,10 @@ from collections.abc import Callable
 from functools import partial
 
 import pytest
-import reference
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from reference import losses as reference
 from torch import Tensor
 
 from hf_xmc.losses import functional

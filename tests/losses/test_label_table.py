@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import WORDS, make_bert_encoder, make_static_encoder, make_words_data
+from toys import WORDS, make_bert_encoder, make_static_encoder, make_words_data
 
 from hf_xmc import XMCDataCollator, XMCEncoder, XMCTrainer, XMCTrainingArguments
 from hf_xmc.losses import AllLabelsLoss, LabelTableLoss

@@ -7,8 +7,8 @@ import pytest
 import scipy.sparse as sp
 import torch
 import torch.nn.functional as F
-from conftest import WORDS, make_bert_encoder, make_static_encoder, make_words_data
-from reference_label_terms import slow_label_terms, slow_mixed_targets
+from reference.label_terms import slow_label_terms, slow_mixed_targets
+from toys import WORDS, make_bert_encoder, make_static_encoder, make_words_data
 
 from hf_xmc import XMCDataCollator, XMCEncoder, XMCTrainer, XMCTrainingArguments
 from hf_xmc.data.gandalf import label_rows, self_label_rows

@@ -10,17 +10,18 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import WORDS, make_bert_encoder, make_static_encoder, make_words_data
 from datasets import Dataset
 from sentence_transformers import (
     SentenceTransformer,
     SentenceTransformerTrainer,
     SentenceTransformerTrainingArguments,
 )
+from toys import WORDS, make_bert_encoder, make_static_encoder, make_words_data
 
 from hf_xmc import XMCDataCollator
+from hf_xmc.distributed import gather_pool
 from hf_xmc.losses import DecoupledSoftmaxLoss
-from hf_xmc.losses.pool import PoolTargets, gather_pool, membership, text_keys
+from hf_xmc.losses.pool.targets import PoolTargets, membership, text_keys
 
 PAD = -1
 

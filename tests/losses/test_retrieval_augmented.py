@@ -2,10 +2,10 @@ from __future__ import annotations
 
 import torch
 import torch.nn.functional as F
-from conftest import make_static_encoder
+from toys import make_static_encoder
 
 from hf_xmc.losses import RetrievalAugmentedLoss
-from hf_xmc.losses.pool import PoolTargets
+from hf_xmc.losses.pool.targets import PoolTargets
 
 
 def test_equals_the_slow_loop_in_value_and_gradient() -> None:

@@ -21,7 +21,7 @@ pytestmark = pytest.mark.skipif(importlib.util.find_spec("triton") is None, reas
 
 # Two blocks of rows, three tiles of labels, and a width that is no multiple of a block in any direction.
 NUM_ROWS, NUM_LABELS, DIM, SCALE = 131, 260, 40, 20.0
-KERNELS = Path(__file__).parents[2] / "src" / "hf_xmc" / "losses" / "triton_kernels.py"
+KERNELS = Path(__file__).parents[2] / "src" / "hf_xmc" / "losses" / "streaming" / "triton_kernels.py"
 DTYPES = [torch.float32, torch.bfloat16]
 NAMES = {
     torch.float32: ["decoupled_softmax", "info_nce", "binary_cross_entropy", "soft_top_k"],
@@ -48,8 +48,9 @@ def csr(mask: Tensor) -> tuple[Tensor, Tensor]:
 
 def interpret(path: str) -> None:
     """What the kernels give and what torch gives in float64, by name."""
-    from hf_xmc.losses import blockwise, functional, streaming
-    from hf_xmc.losses import triton_kernels as kernels
+    from hf_xmc.losses import blockwise, functional
+    from hf_xmc.losses.streaming import chunks as streaming
+    from hf_xmc.losses.streaming import triton_kernels as kernels
 
     streaming.find_kernels = lambda queries: kernels
     streaming.cpu_prefers_bfloat16 = lambda: True

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 import torch.nn.functional as F
-from conftest import WORDS, make_bert_encoder, make_static_encoder, make_words_data
+from toys import WORDS, make_bert_encoder, make_static_encoder, make_words_data
 
 from hf_xmc import XMCDataCollator, XMCEncoder
 from hf_xmc.losses import AllLabelsLoss, UnifiedLoss

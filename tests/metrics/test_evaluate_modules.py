@@ -11,7 +11,6 @@ import types
 import evaluate
 import numpy as np
 import pytest
-from fake_hub import fake_hub  # noqa: F401
 
 from hf_xmc.metrics.evaluate import publish, space
 from hf_xmc.metrics.functional import inverse_propensities, xmc_metrics
@@ -160,7 +159,7 @@ print(json.dumps({name: evaluate.load(name).compute(**data, **options) for name 
 """
 
 
-def test_spaces_published_over_http_are_loaded_by_name(fake_hub):  # noqa: F811
+def test_spaces_published_over_http_are_loaded_by_name(fake_hub):
     data = {"predictions": PREDICTIONS, "references": REFERENCES}
     options = {"k": [1, 2, 5], "train_references": TRAIN, "a": 0.55, "b": 1.5}
     values = json.loads(fake_hub.run(PUBLISH_AND_LOAD, json.dumps(data), json.dumps(options)).splitlines()[-1])

@@ -1,4 +1,4 @@
-"""The fast metrics equal the slow loops of tests/reference_metrics.py, and golden values computed by hand."""
+"""The fast metrics equal the slow loops of tests/reference/metrics.py, and golden values computed by hand."""
 
 from __future__ import annotations
 
@@ -7,10 +7,10 @@ from dataclasses import dataclass
 
 import numpy as np
 import pytest
-import reference_metrics as reference
 import scipy.sparse as sp
 from hypothesis import given
 from hypothesis import strategies as st
+from reference import metrics as reference
 
 from hf_xmc.metrics import inputs
 from hf_xmc.metrics.functional import (

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from hf_xmc.metrics.frequency import frequency_bins
-from hf_xmc.plots import CostPoint, plot_cost_quality, plot_head_to_tail
+from hf_xmc.metrics.plots import CostPoint, plot_cost_quality, plot_head_to_tail
 
 COUNTS = np.array([9, 5, 5, 3, 2, 2, 1, 1, 1])
 TRUTH = [[0, 3], [1], [6, 2]]

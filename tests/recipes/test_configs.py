@@ -13,7 +13,7 @@ import yaml
 from accelerate.commands.config.config_args import load_config_from_file
 
 from hf_xmc.data.catalog import BENCHMARKS
-from hf_xmc.recipe_config import read_recipe_config
+from hf_xmc.runs.config import read_recipe_config
 
 RECIPES = Path(__file__).resolve().parent.parent.parent / "recipes"
 CONFIGS = sorted((RECIPES / "configs").glob("*/*.yaml"))
@@ -45,7 +45,7 @@ def recipes() -> dict[str, type]:
 def test_a_recipe_accepts_its_config(
     file: Path, recipes: dict[str, type], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    monkeypatch.setattr("hf_xmc.recipe_config.share_cores", lambda: None)  # it would change the threads of later tests
+    monkeypatch.setattr("hf_xmc.runs.config.share_cores", lambda: None)  # it would change the threads of later tests
     assert is_dataclass(recipes[recipe_of(file)])
     own, args = read_recipe_config(recipes[recipe_of(file)], "", ["--config", str(file), "use_cpu=true"])
     given = yaml.safe_load(file.read_text())

@@ -12,7 +12,7 @@ import pytest
 import results
 import tables
 
-from hf_xmc.plots import CostPoint
+from hf_xmc.metrics.plots import CostPoint
 
 COLUMNS = ["", "train s", "all s", "GiB", "P@1", "P@3", "P@5", "PSP@1", "PSP@3", "PSP@5", "R@100", "cov@5"]
 ROWS = [

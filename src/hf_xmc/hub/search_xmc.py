@@ -24,7 +24,7 @@ except ImportError:  # imported from the repo's own folder, which is no package
 FORMAT_VERSION = 1
 # Scores of a brute-force search held at once.
 _SCORES_AT_ONCE = 1 << 24
-# Best scores of a query that tell what any of its scores means; as in hf_xmc.calibration.
+# Best scores of a query that tell what any of its scores means; as in hf_xmc.retriever.
 _CONTEXT = 100
 
 # Gives the local path of a file of the repo, or None where the repo has no such file.
@@ -234,7 +234,7 @@ class LabelSearch:
 
 
 def _probabilities(fitted: dict[str, Any], scores: np.ndarray, context: np.ndarray) -> np.ndarray:
-    """(K,) scores of a query and its ``_CONTEXT`` best ones -> (K,) probabilities; see hf_xmc.calibration."""
+    """(K,) scores of a query and its ``_CONTEXT`` best ones -> (K,) probabilities; see hf_xmc.retriever."""
     if not len(context):
         return np.zeros(len(scores))
     context = context[:_CONTEXT].astype(np.float64)

@@ -11,9 +11,10 @@ import torch.nn.functional as F
 from sentence_transformers.base.losses.gradcache import CachedLossMixin, has_static_embedding_input
 from torch import Tensor, nn
 
+from hf_xmc.distributed import PAD, is_distributed, pad_gather
 from hf_xmc.losses import blockwise
-from hf_xmc.losses.decoupled_softmax import DecoupledSoftmaxLoss
-from hf_xmc.losses.pool import PAD, is_distributed, pad_gather, to_csr
+from hf_xmc.losses.pool.decoupled_softmax import DecoupledSoftmaxLoss
+from hf_xmc.losses.pool.targets import to_csr
 
 
 class AllLabelsLoss(CachedLossMixin, nn.Module):

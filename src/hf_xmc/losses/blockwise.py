@@ -33,8 +33,9 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor
 
+from hf_xmc.distributed import all_reduce
 from hf_xmc.losses.functional import NumTop, as_rows, as_sequence, check_k, or_one, solve_threshold
-from hf_xmc.losses.streaming import (
+from hf_xmc.losses.streaming.chunks import (
     Batch,
     Chunk,
     Csr,
@@ -44,11 +45,10 @@ from hf_xmc.losses.streaming import (
     Shape,
     Statistic,
     StreamedLoss,
-    all_reduce,
     make_plan,
     read_csr,
 )
-from hf_xmc.losses.top_scores import TopScores
+from hf_xmc.losses.streaming.top_scores import TopScores
 
 __all__ = ["binary_cross_entropy", "decoupled_softmax", "info_nce", "info_nce_sum", "log_denominators", "soft_top_k"]
 

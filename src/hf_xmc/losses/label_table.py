@@ -9,10 +9,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from hf_xmc.data.tokens import TokenizedTexts
+from hf_xmc.distributed import PAD, rows_per_rank
+from hf_xmc.encoders.packing import embed
+from hf_xmc.encoders.tokens import TokenizedTexts
 from hf_xmc.losses import blockwise
-from hf_xmc.losses.embedding import embed
-from hf_xmc.losses.pool import PAD, rows_per_rank, to_csr
+from hf_xmc.losses.pool.targets import to_csr
 
 _LABELS_AT_ONCE = 1024
 

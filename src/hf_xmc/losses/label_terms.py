@@ -10,7 +10,8 @@ import scipy.sparse as sp
 import torch
 from torch import Tensor, nn
 
-from hf_xmc.losses.pool import PAD, membership, pad_gather, rows_per_rank
+from hf_xmc.distributed import PAD, pad_gather, rows_per_rank
+from hf_xmc.losses.pool.targets import membership
 
 
 class LabelNeighbours(nn.Module):

@@ -10,10 +10,11 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from hf_xmc.losses.embedding import embed
+from hf_xmc.distributed import gather_pool, is_distributed, pad_gather, rows_per_rank
+from hf_xmc.encoders.packing import embed
 from hf_xmc.losses.functional import binary_cross_entropy, decoupled_softmax
 from hf_xmc.losses.label_terms import LabelTerms, keys_of_pool
-from hf_xmc.losses.pool import PoolTargets, gather_pool, is_distributed, pad_gather, rows_per_rank, text_keys
+from hf_xmc.losses.pool.targets import PoolTargets, text_keys
 
 
 class UnifiedLoss(nn.Module):

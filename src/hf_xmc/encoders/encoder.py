@@ -1,0 +1,319 @@
+"""XMCEncoder: a SentenceTransformer that may carry a label classifier, and still loads as a plain one."""
+
+from __future__ import annotations
+
+import json
+from collections import OrderedDict
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from sentence_transformers import SentenceTransformer
+from sentence_transformers.base.modules import Dense, Normalize
+from sentence_transformers.sentence_transformer.modules import Dropout, StaticEmbedding
+from sentence_transformers.util import load_file_path
+from torch import nn
+
+from hf_xmc.encoders.classifier import LabelClassifier
+from hf_xmc.encoders.shared_static import SharedStaticEmbedding
+
+FORMAT_VERSION = 1
+CONFIG_FILE = "xmc_config.json"
+# What encode_halves reads itself where it does without encode, and the texts it then runs at once.
+_DIRECT_OPTIONS = {"prompt", "batch_size", "show_progress_bar"}
+_STATIC_TEXTS_AT_ONCE = 4096
+
+
+@dataclass(frozen=True)
+class SearchForm:
+    """How the two halves of a joint vector make one score: ``(1 - u) e_q . e_l + u c_q . w_l``.
+
+    Args:
+        classifier_weight: u in [0, 1]; 0.5 weighs both halves alike, as UniDEC publishes it.
+        normalize_classifier: Whether c_q and w_l are cut to unit length first, as UniDEC publishes it.
+    """
+
+    classifier_weight: float = 0.5
+    normalize_classifier: bool = True
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.classifier_weight <= 1:
+            raise ValueError(f"classifier_weight must lie in [0, 1], got {self.classifier_weight}")
+
+
+class XMCEncoder(SentenceTransformer):
+    """A text encoder for labels and queries, from any sentence-transformers or Hugging Face encoder.
+
+    ``sentence_embedding`` always has unit length (a Normalize module is appended where none is), so a dot product is a
+    cosine. With :meth:`add_classifier` a text has a second vector, ``classifier_embedding``, that meets the rows of a
+    :class:`~hf_xmc.LabelClassifier`.
+
+    A saved folder opens with ``SentenceTransformer(folder)``, without a flag, as the dual encoder alone; our own
+    module is listed in ``xmc_config.json`` instead of ``modules.json``.
+
+    Args: those of ``sentence_transformers.SentenceTransformer``.
+
+    Raises:
+        ValueError: if the folder was saved by a newer format version, or its classifier is announced but missing.
+    """
+
+    # Read by the host when it loads checkpoints of the trainer; private there, see tests/test_encoder.py.
+    _module_classes = {
+        f"{LabelClassifier.__module__}.{LabelClassifier.__name__}": LabelClassifier,
+        "hf_xmc.classifier.LabelClassifier": LabelClassifier,  # repos saved before 0.2
+    }
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        self.search_form = SearchForm()
+        super().__init__(*args, **kwargs)
+        if not any(isinstance(m, Normalize) and m.module_output_name == "sentence_embedding" for m in self):
+            self.add_module(str(len(self)), Normalize().to(self.device))
+
+    @property
+    def label_classifier(self) -> LabelClassifier | None:
+        """The classifier, or None for a dual encoder alone."""
+        return next((module for module in self if isinstance(module, LabelClassifier)), None)
+
+    @property
+    def shares_vector(self) -> bool:
+        """Whether the classifier, if there is one, meets ``sentence_embedding`` itself."""
+        return not any(getattr(module, "module_output_name", None) == "classifier_embedding" for module in self)
+
+    def add_classifier(
+        self,
+        num_labels: int,
+        dimension: int | None,
+        *,
+        encoder_dimension: int | None = None,
+        residual: bool = False,
+        dropout: float = 0.1,
+    ) -> None:
+        """Give the encoder UniDEC's two heads and a row per label (Kharbanda et al., WWW 2025).
+
+        The dual-encoder head is g1 = Linear, Tanh, Dropout, unit norm; the classifier head g2 = Linear, Dropout,
+        left un-normalised in training.
+
+        Args:
+            num_labels: L, the number of labels.
+            dimension: Width of ``classifier_embedding`` and of the rows; None adds no g2: the rows meet the encoder's
+                own unit vector, and the index keeps one vector a label in place of two.
+            encoder_dimension: Width of g1; None keeps the encoder's own vector and adds no g1.
+            residual: Rows are g2(label text) + eta, eta = 0 at the start.
+            dropout: Dropout probability of the heads and rows.
+
+        Raises:
+            ValueError: if there is a classifier already.
+        """
+        if self.label_classifier is not None:
+            raise ValueError("this encoder has a classifier already; build a new XMCEncoder to change its size")
+        width = self.get_embedding_dimension()
+        body = [(name, module) for name, module in self.named_children() if not isinstance(module, Normalize)]
+        # g2 reads sentence_embedding before g1 overwrites it.
+        heads: list[tuple[str, nn.Module]] = []
+        if dimension is not None:
+            head = Dense(width, dimension, activation_function=None, module_output_name="classifier_embedding")
+            heads.append(("classifier_head", head))
+        if encoder_dimension is not None:
+            heads.append(("encoder_head", Dense(width, encoder_dimension, activation_function=nn.Tanh())))
+            heads.append(("encoder_dropout", Dropout(dropout)))
+        heads.append(("encoder_norm", Normalize()))
+        rows_dimension = dimension or encoder_dimension or width
+        heads.append(("classifier", LabelClassifier(num_labels, rows_dimension, residual, dropout)))
+        device = self.device
+        self._modules = OrderedDict(body + [(name, module.to(device)) for name, module in heads])
+
+    def fold(self) -> bool:
+        """Replace modules made for training by what is published: a table of shared vectors by a plain one.
+
+        The vectors of texts stay the same; :class:`~hf_xmc.XMCTrainer` does it when it has trained. Returns whether
+        anything was replaced.
+        """
+        names = [name for name, module in self.named_children() if isinstance(module, SharedStaticEmbedding)]
+        for name in names:
+            self._modules[name] = self._modules[name].fold().train(self.training)
+        return bool(names)
+
+    # -- vectors for search -------------------------------------------------------------------------------------------
+
+    def query_vectors(self, texts: Sequence[str], **encode: Any) -> np.ndarray:
+        """Vectors of queries, with the model's query prompt, to search an index of :meth:`label_vectors` with.
+
+        Args:
+            texts: N strings.
+            encode: Passed to ``SentenceTransformer.encode`` (batch_size, show_progress_bar, prompt_name, ...).
+
+        Returns:
+            (N, D) float32; with a classifier ``[(1 - u) e ; u c]``, see :class:`SearchForm`.
+        """
+        return self.join_queries(*self.encode_halves(texts, **({"prompt": self.prompts.get("query")} | encode)))
+
+    def label_vectors(self, texts: Sequence[str], **encode: Any) -> np.ndarray:
+        """Vectors of all L labels in id order: (L, D) float32; with a classifier ``[e ; w]``."""
+        return self.join_labels(*self.label_halves(texts, **encode))
+
+    def key_vectors(self, texts: Sequence[str], **encode: Any) -> np.ndarray:
+        """Training rows as keys beside :meth:`label_vectors`: encoded as queries are, with the query prompt.
+
+        Returns:
+            (N, D) float32; with a classifier ``[e ; c]``. Unlike queries keys carry no weight of the search form, so
+            that ``query . key`` is the weighted sum of both halves' products.
+        """
+        return self.join_labels(*self.encode_halves(texts, **({"prompt": self.prompts.get("query")} | encode)))
+
+    def label_halves(self, texts: Sequence[str], **encode: Any) -> tuple[np.ndarray, np.ndarray | None]:
+        """Dual-encoder vectors (L, De) and classifier rows (L, Dc) or None, both float32, of all L labels in id order.
+
+        Raises:
+            ValueError: if the encoder has a classifier for another number of labels.
+        """
+        encoder_half, head = self.encode_halves(texts, **({"prompt": self.prompts.get("document")} | encode))
+        classifier = self.label_classifier
+        if classifier is None:
+            return encoder_half, None
+        if len(texts) != classifier.num_targets:
+            raise ValueError(f"the classifier has {classifier.num_targets} rows, got {len(texts)} label texts")
+        rows = classifier.rows.weight.detach().float().cpu().numpy()
+        return encoder_half, rows + head if classifier.residual else rows.copy()
+
+    def join_queries(self, encoder_half: np.ndarray, classifier_half: np.ndarray | None) -> np.ndarray:
+        """(N, De) and (N, Dc) -> (N, De + Dc), weighted by the search form."""
+        if classifier_half is None or self.shares_vector:
+            return encoder_half
+        weight = self.search_form.classifier_weight
+        return np.hstack([(1 - weight) * encoder_half, weight * self._cut(classifier_half)]).astype(np.float32)
+
+    def join_labels(self, encoder_half: np.ndarray, classifier_half: np.ndarray | None) -> np.ndarray:
+        """(L, De) and (L, Dc) -> (L, De + Dc), or (L, D) where both halves of a query are one vector."""
+        if classifier_half is None:
+            return encoder_half
+        if self.shares_vector:  # e_q . ((1 - u) e_l + u w_l) is the same score with half the index
+            weight = self.search_form.classifier_weight
+            return ((1 - weight) * encoder_half + weight * self._cut(classifier_half)).astype(np.float32)
+        return np.hstack([encoder_half, self._cut(classifier_half)]).astype(np.float32)
+
+    def _cut(self, vectors: np.ndarray) -> np.ndarray:
+        if not self.search_form.normalize_classifier:
+            return vectors
+        return vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-12)
+
+    def encode_halves(self, texts: Sequence[str], **encode: Any) -> tuple[np.ndarray, np.ndarray | None]:
+        """``sentence_embedding`` (N, De) and, with a classifier, ``classifier_embedding`` (N, Dc), float32.
+
+        Each distinct text is encoded once. A static encoder, whose work is less than the bookkeeping of ``encode``,
+        is run without it where ``encode`` holds nothing but a prompt and a batch size.
+        """
+        if len(texts) and self._can_skip_encode(encode):
+            return self._static_halves(list(texts), encode.get("prompt"))
+        place: dict[str, int] = {}
+        inverse = np.array([place.setdefault(text, len(place)) for text in texts], dtype=np.int64)
+        unique = list(place)
+        if self.label_classifier is None or self.shares_vector:
+            vectors = np.asarray(self.encode(unique, **encode), dtype=np.float32)[inverse]
+            return vectors, None if self.label_classifier is None else vectors
+        tail = _JoinHalves()
+        self.add_module("join_halves", tail)
+        try:
+            both = np.asarray(self.encode(unique, **encode), dtype=np.float32)[inverse]
+        finally:
+            del self._modules["join_halves"]
+        return np.ascontiguousarray(both[:, : tail.split]), np.ascontiguousarray(both[:, tail.split :])
+
+    def _can_skip_encode(self, encode: dict[str, Any]) -> bool:
+        plain = self.truncate_dim is None and self.default_prompt_name is None
+        return plain and isinstance(self[0], StaticEmbedding) and encode.keys() <= _DIRECT_OPTIONS
+
+    @torch.inference_mode()
+    def _static_halves(self, texts: list[str], prompt: str | None) -> tuple[np.ndarray, np.ndarray | None]:
+        if self.training:
+            self.eval()
+        outs = []
+        for start in range(0, len(texts), _STATIC_TEXTS_AT_ONCE):
+            features = self[0].preprocess(texts[start : start + _STATIC_TEXTS_AT_ONCE], prompt=prompt)
+            outs.append(self({key: value.to(self.device) for key, value in features.items()}))
+        vectors = _column(outs, "sentence_embedding")
+        if self.label_classifier is None or self.shares_vector:
+            return vectors, None if self.label_classifier is None else vectors
+        return vectors, _column(outs, "classifier_embedding")
+
+    # -- saving and loading -------------------------------------------------------------------------------------------
+
+    def save(self, path: str, *args: Any, **kwargs: Any) -> None:
+        super().save(path, *args, **kwargs)
+        own = XMCEncoder._module_classes
+        modules_file = Path(path) / "modules.json"
+        rows = json.loads(modules_file.read_text(encoding="utf8"))
+        modules_file.write_text(json.dumps([r for r in rows if r["type"] not in own], indent=2), encoding="utf8")
+        config = {
+            "format_version": FORMAT_VERSION,
+            "modules": [r for r in rows if r["type"] in own],
+            "search": asdict(self.search_form),
+        }
+        (Path(path) / CONFIG_FILE).write_text(json.dumps(config, indent=2), encoding="utf8")
+
+    def _get_model_config(self) -> dict[str, Any]:
+        # Announced in a file that a plain SentenceTransformer fetches too, so that a half-cached repo is noticed.
+        return super()._get_model_config() | {"xmc": {"classifier": self.label_classifier is not None}}
+
+    def _parse_model_config(self, model_config: dict[str, Any]) -> None:
+        super()._parse_model_config(model_config)
+        self._announced = model_config.get("xmc", {})
+
+    def _load_config_modules(self, model_name_or_path: str, **kwargs: Any) -> tuple[Any, dict[str, Any]]:
+        self._announced: dict[str, Any] = {}
+        modules, module_kwargs = super()._load_config_modules(model_name_or_path, **kwargs)
+        hub = {k: kwargs.get(k) for k in ("token", "cache_folder", "revision", "local_files_only")}
+        file = load_file_path(model_name_or_path, CONFIG_FILE, **hub)
+        if file is None:
+            if self._announced.get("classifier"):
+                raise ValueError(
+                    f"{model_name_or_path} announces a classifier but {CONFIG_FILE} is missing; "
+                    "fetch the whole repo (drop local_files_only, or snapshot_download it)"
+                )
+            return modules, module_kwargs
+        config = json.loads(Path(file).read_text(encoding="utf8"))
+        check_format_version(config, file)
+        self.search_form = SearchForm(**config.get("search", {}))
+        for row in config["modules"]:
+            module_class = XMCEncoder._module_classes[row["type"]]
+            modules[row["name"]] = module_class.load(model_name_or_path, subfolder=row["path"], **hub)
+        return modules, module_kwargs
+
+
+class _JoinHalves(nn.Module):
+    """Lets one ``encode`` pass return both vectors of a text."""
+
+    split: int = 0
+
+    def forward(self, features: dict[str, Any], **kwargs: Any) -> dict[str, Any]:
+        self.split = features["sentence_embedding"].size(1)
+        features["sentence_embedding"] = torch.cat(
+            [
+                features["sentence_embedding"],
+                features["classifier_embedding"].to(features["sentence_embedding"].dtype),
+            ],
+            1,
+        )
+        return features
+
+
+def _column(outs: list[dict[str, torch.Tensor]], key: str) -> np.ndarray:
+    return torch.cat([out[key] for out in outs]).float().cpu().numpy()
+
+
+def check_format_version(config: dict[str, Any], source: str | Path) -> None:
+    """Refuse files of a format newer than this package writes.
+
+    Raises:
+        ValueError: naming the file, both versions and the way out.
+    """
+    version = config.get("format_version")
+    if not isinstance(version, int) or version < 1:
+        raise ValueError(f"{source}: format_version must be a positive integer, got {version!r}")
+    if version > FORMAT_VERSION:
+        raise ValueError(
+            f"{source}: format_version {version} is newer than {FORMAT_VERSION}, which this hf_xmc reads; "
+            "upgrade it: pip install -U hf_xmc"
+        )

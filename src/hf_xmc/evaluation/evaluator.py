@@ -1,0 +1,175 @@
+"""XMCEvaluator: encode, search, drop filtered pairs, metrics. The host's trainer calls it like any other evaluator."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from scipy.sparse import csr_matrix
+from sentence_transformers import SentenceTransformer
+from sentence_transformers.base.evaluation import BaseEvaluator
+
+from hf_xmc.data.dataset import XMCDataset
+from hf_xmc.encoders.encoder import SearchForm, XMCEncoder
+from hf_xmc.index.label_index import LabelIndex
+from hf_xmc.metrics.bootstrap import Interval, bootstrap_differences, bootstrap_intervals
+from hf_xmc.metrics.frequency import frequency_bins
+from hf_xmc.metrics.functional import drop_pairs, inverse_propensities, label_counts, xmc_metrics
+from hf_xmc.metrics.plots import plot_head_to_tail
+
+CUTS = (1, 3, 5)
+RECALL_CUTS = (10, 100)
+
+
+class XMCEvaluator(BaseEvaluator):
+    """Precision, nDCG, PSP at 1, 3, 5 and recall at 10, 100 of an encoder over all labels; the values lie in [0, 1].
+
+    Works with an :class:`~hf_xmc.XMCEncoder` and with any plain ``SentenceTransformer`` (scored by cosine). Filtered
+    pairs leave the ranking before it is cut, so that a filtered prediction is neither rewarded nor punished.
+
+    Args:
+        data: The data set whose ``test`` part is evaluated; ``data.hold_out(...)`` for selection.
+        name: Prefix of the metric keys, ``<name>_precision@1``; the primary metric is precision@1.
+        batch_size: Texts encoded at once.
+        show_progress_bar: Whether encoding shows its progress.
+    """
+
+    def __init__(
+        self, data: XMCDataset, name: str = "", *, batch_size: int = 128, show_progress_bar: bool = False
+    ) -> None:
+        super().__init__()
+        self.data = data
+        self.name = name
+        self.batch_size = batch_size
+        self.show_progress_bar = show_progress_bar
+        self.primary_metric = "precision@1"
+        self.truth: csr_matrix = data.to_csr("test")
+        train = data.to_csr("train")
+        self.train_counts = label_counts(train)
+        self.inverse_propensities = inverse_propensities(train, data.propensity.a, data.propensity.b)
+
+    def __call__(
+        self, model: SentenceTransformer, output_path: str | None = None, epoch: float = -1, steps: int = -1
+    ) -> dict[str, float]:
+        ids, _ = self.predict(model)
+        metrics = self.prefix_name_to_metrics(self.metrics(ids), self.name)
+        self.store_metrics_in_model_card_data(model, metrics, int(epoch), steps)
+        if output_path is not None:
+            record = {"epoch": epoch, "steps": steps} | metrics
+            with open(Path(output_path) / f"xmc_evaluation{'_' * bool(self.name)}{self.name}.jsonl", "a") as file:
+                file.write(json.dumps(record) + "\n")
+        return metrics
+
+    def predict(self, model: SentenceTransformer, top_k: int = max(RECALL_CUTS)) -> tuple[np.ndarray, np.ndarray]:
+        """Ranking of the ``test`` rows: ids (N, top_k) int64 and scores (N, top_k) float32, filtered pairs dropped."""
+        encode = {"batch_size": self.batch_size, "show_progress_bar": self.show_progress_bar}
+        texts, labels = self.data.test["text"][:], self.data.labels["text"][:]
+        if isinstance(model, XMCEncoder):
+            vectors = model.label_vectors(labels, **encode)
+            queries = model.query_vectors(texts, **encode)
+        else:
+            vectors = model.encode(labels, normalize_embeddings=True, **encode)
+            queries = model.encode(texts, normalize_embeddings=True, **encode)
+        return self.search(queries, vectors, top_k)
+
+    def search(
+        self, queries: np.ndarray, labels: np.ndarray, top_k: int = max(RECALL_CUTS)
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """The ranking of :meth:`predict` from vectors: queries (N, D) of the ``test`` rows, labels (L, D), float32."""
+        return search_filtered(LabelIndex.exact(labels), queries, top_k, self.data.filters["test"])
+
+    def metrics(self, ids: np.ndarray) -> dict[str, float]:
+        """ids: (N, K) int64, a ranking of the ``test`` rows. Returns the metrics, values in [0, 1]."""
+        wanted = xmc_metrics(ids, self.truth, CUTS, self.inverse_propensities)
+        far = xmc_metrics(ids, self.truth, RECALL_CUTS)
+        return wanted | {f"recall@{k}": far[f"recall@{k}"] for k in RECALL_CUTS}
+
+    def intervals(self, ids: np.ndarray, baseline_ids: np.ndarray | None = None) -> dict[str, Interval]:
+        """95 % bootstrap intervals over rows, of the metrics at 1, 3, 5 or of their gain over a baseline's.
+
+        Args:
+            ids: (N, K) int64, a ranking of the ``test`` rows.
+            baseline_ids: (N, K) int64, another ranking of the same rows; both are judged on the same draws.
+        """
+        if baseline_ids is None:
+            return bootstrap_intervals(ids, self.truth, CUTS, self.inverse_propensities)
+        return bootstrap_differences(ids, baseline_ids, self.truth, CUTS, self.inverse_propensities)
+
+    def plot_head_to_tail(self, rankings: Mapping[str, np.ndarray], path: str | Path, k: int = 5) -> Path:
+        """Draw precision and recall at k from frequent to rare labels as a PNG, one line a ranking.
+
+        Args:
+            rankings: Name -> ids (N, K) int64, a ranking of the ``test`` rows.
+            path: The file.
+            k: Places that count.
+
+        Raises:
+            ImportError: if the extra ``plots`` is not installed.
+        """
+        bins = {name: frequency_bins(ids, self.truth, self.train_counts, k) for name, ids in rankings.items()}
+        return plot_head_to_tail(bins, path, k=k)
+
+    def get_config_dict(self) -> dict[str, Any]:
+        propensity = self.data.propensity
+        return {
+            "dataset": self.data.name,
+            "propensity_a": propensity.a,
+            "propensity_b": propensity.b,
+            "propensity_assumed": propensity.assumed,
+        }
+
+
+def fit_search_form(
+    encoder: XMCEncoder, evaluator: XMCEvaluator, metric: str = "precision@1", steps: int = 10
+) -> tuple[SearchForm, dict[SearchForm, dict[str, float]]]:
+    """The search form that does best on the evaluator's data, each half alone among the candidates.
+
+    Args:
+        encoder: With a classifier; its search form is set to the best.
+        evaluator: Of a held-out split, never of the test split.
+        metric: The metric to maximise.
+        steps: The weight u is tried at ``0, 1 / steps, ..., 1``, with normalised rows and without.
+
+    Returns:
+        The best form and the metrics of every form tried.
+
+    Raises:
+        ValueError: if the encoder has no classifier.
+    """
+    if encoder.label_classifier is None:
+        raise ValueError("there is nothing to fit: the encoder has no classifier")
+    encode = {"batch_size": evaluator.batch_size, "show_progress_bar": evaluator.show_progress_bar}
+    labels = encoder.label_halves(evaluator.data.labels["text"][:], **encode)
+    queries = encoder.encode_halves(evaluator.data.test["text"][:], **encode)
+    tried: dict[SearchForm, dict[str, float]] = {}
+    for normalize in (True, False):
+        for step in range(steps + 1):
+            encoder.search_form = SearchForm(step / steps, normalize)
+            ids, _ = evaluator.search(encoder.join_queries(*queries), encoder.join_labels(*labels))
+            tried[encoder.search_form] = evaluator.metrics(ids)
+    encoder.search_form = max(tried, key=lambda form: tried[form][metric])
+    return encoder.search_form, tried
+
+
+def search_filtered(
+    index: LabelIndex, queries: np.ndarray, top_k: int, pairs: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """Search deep enough that ``top_k`` places remain after dropping.
+
+    Args:
+        index: The labels.
+        queries: (N, D) float32.
+        top_k: Places of a row.
+        pairs: (n, 2) int64, (row, label id) to drop.
+
+    Returns:
+        ids (N, top_k) int64 and scores (N, top_k) float32.
+    """
+    most = int(np.bincount(pairs[:, 0]).max()) if len(pairs) else 0
+    ids, scores = index.search(queries, top_k + most)
+    if most:
+        ids, scores = drop_pairs(ids, scores, pairs)
+    return ids[:, :top_k], scores[:, :top_k]

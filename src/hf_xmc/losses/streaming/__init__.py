@@ -1,0 +1,3 @@
+"""Sweeps over the score matrix of all queries and labels, tile by tile."""
+
+from __future__ import annotations

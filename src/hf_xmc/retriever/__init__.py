@@ -1,0 +1,13 @@
+"""What a user predicts with, saves and publishes."""
+
+from __future__ import annotations
+
+from hf_xmc.retriever.calibration import Calibration
+from hf_xmc.retriever.ranking import Ranking
+from hf_xmc.retriever.retriever import Retriever
+
+__all__ = [
+    "Calibration",
+    "Ranking",
+    "Retriever",
+]

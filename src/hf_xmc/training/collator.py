@@ -1,0 +1,148 @@
+"""Rows of an XMC data set -> one batch: queries, a pool of candidate labels, and who is relevant to whom."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import torch
+from sentence_transformers.base.data_collator import BaseDataCollator
+
+from hf_xmc.distributed import PAD
+from hf_xmc.encoders.tokens import TokenizedTexts
+
+
+@dataclass
+class XMCDataCollator(BaseDataCollator):
+    """Draws the candidate pool of a batch and tokenises queries and candidates.
+
+    A batch holds, with B rows, C candidates, P and F the most positives and filter pairs of a row:
+
+        =======================  ==============  ================================================================
+        key                      shape, dtype    meaning
+        =======================  ==============  ================================================================
+        ``query_*``              (B, T)          tokens of the rows' texts
+        ``candidate_*``          (C, T)          tokens of the candidates' label texts
+        ``candidate_ids``        (C,) int64      label ids of the candidates, ascending, each once
+        ``label``                (B, P) int64    **all** known positives of a row, sampled or not, padded with -1
+        ``query_label_weights``  (B, P) float32  soft targets in (0, 1], where the rows have them; pads 0
+        ``query_filter_ids``     (B, F) int64    labels that are neither positive nor negative, padded with -1
+        =======================  ==============  ================================================================
+
+    Args:
+        label_texts: Arrow array of L strings, in id order.
+        filters: CSR pair (indptr (N + 1,), indices) of filtered label ids by ``row``; None for no filter.
+        positives_per_row: Positives of a row that enter the pool, drawn without replacement; None for all. Those not
+            drawn still count as positives wherever another row brings them in.
+        hard_negatives: Mined labels of a row that enter the pool, drawn from its line in ``mined``.
+        random_negatives: Labels drawn from all L that enter the pool of a batch.
+        max_candidates: Largest pool; negatives are dropped first, then the positives that most rows share. None for no
+            limit.
+        mined: (N, M) int32 shared tensor of hard negatives by ``row``, -1 where there is none; written by a callback.
+        epoch: (1,) int64 shared tensor with the number of the epoch; written by a callback.
+        seed: Draws depend on the seed, the epoch and the rows of the batch alone, so that they are the same for any
+            number of workers and after a resume.
+        pool: Whether candidates are drawn at all; not for losses over all labels.
+        label_tokens: Tokens of the L label texts; None to tokenise the candidates of each batch.
+        row_tokens: Tokens of the train texts by ``row``; None to tokenise the queries of each batch.
+        token_dropout: Share of a text's tokens left out at random, in [0, 1); needs the tokens.
+    """
+
+    label_texts: pa.Array = None
+    filters: tuple[np.ndarray, np.ndarray] | None = None
+    positives_per_row: int | None = None
+    hard_negatives: int = 0
+    random_negatives: int = 0
+    max_candidates: int | None = None
+    mined: torch.Tensor | None = None
+    epoch: torch.Tensor = field(default_factory=lambda: torch.zeros(1, dtype=torch.int64).share_memory_())
+    seed: int = 0
+    pool: bool = True
+    label_tokens: TokenizedTexts | None = None
+    row_tokens: TokenizedTexts | None = None
+    token_dropout: float = 0.0
+
+    def __post_init__(self) -> None:
+        if self.label_texts is None:
+            raise ValueError("XMCDataCollator needs label_texts, for example XMCDataset.label_texts")
+        if self.hard_negatives and self.mined is None:
+            raise ValueError(f"hard_negatives={self.hard_negatives} needs mined, a shared (N, M) tensor of label ids")
+        if self.token_dropout and (self.row_tokens is None or (self.pool and self.label_tokens is None)):
+            raise ValueError(f"token_dropout={self.token_dropout} needs row_tokens and label_tokens")
+
+    def __call__(self, rows: list[dict[str, Any]]) -> dict[str, Any]:
+        positives = [np.asarray(row["label_ids"], dtype=np.int64) for row in rows]
+        row_ids = np.asarray([row.get("row", number) for number, row in enumerate(rows)], dtype=np.int64)
+        batch: dict[str, Any] = {}
+        if "dataset_name" in rows[0]:
+            batch["dataset_name"] = rows[0]["dataset_name"]
+        prompts = self._resolve_prompts(batch)
+        rng = np.random.default_rng([self.seed, int(self.epoch), *row_ids.tolist()])
+        candidate_ids = self.draw_pool(positives, row_ids, rng) if self.pool else None
+        if self.row_tokens is None:
+            batch |= self._tokens("query", "query", [row["text"] for row in rows], prompts)
+        else:
+            batch |= self._kept_tokens("query", self.row_tokens, row_ids, rng)
+        if candidate_ids is not None:
+            if self.label_tokens is None:
+                texts = self.label_texts.take(pa.array(candidate_ids)).to_pylist()
+                batch |= self._tokens("candidate", "document", texts, prompts)
+            else:
+                batch |= self._kept_tokens("candidate", self.label_tokens, candidate_ids, rng)
+            batch["candidate_ids"] = torch.from_numpy(candidate_ids)  # (C,)
+        batch["label"] = pad(positives)  # (B, P)
+        if "label_weights" in rows[0]:
+            weights = [np.asarray(row["label_weights"], dtype=np.float32) for row in rows]
+            batch["query_label_weights"] = pad(weights, fill=0.0)  # (B, P)
+        if self.filters is not None:
+            indptr, indices = self.filters
+            batch["query_filter_ids"] = pad([indices[indptr[i] : indptr[i + 1]].astype(np.int64) for i in row_ids])
+        return batch
+
+    def _tokens(self, column: str, task: str, texts: list[str], prompts: Any) -> dict[str, Any]:
+        tokens = self.preprocess_fn(texts, prompt=self._get_prompt_for_column(prompts, column), task=task)
+        return {f"{column}_{key}": value for key, value in tokens.items()}
+
+    def _kept_tokens(
+        self, column: str, tokens: TokenizedTexts, ids: np.ndarray, rng: np.random.Generator
+    ) -> dict[str, Any]:
+        found = tokens.features(torch.from_numpy(ids), self.token_dropout, rng)
+        return {f"{column}_{key}": value for key, value in found.items()}
+
+    def draw_pool(self, positives: list[np.ndarray], row_ids: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+        """Candidates of a batch; positives: B arrays of label ids, row_ids: (B,). Returns (C,) int64, ascending."""
+        drawn = [self._some(p, self.positives_per_row, rng) for p in positives]
+        drawn_ids, counts = np.unique(np.concatenate(drawn), return_counts=True)
+        negatives = [np.empty(0, dtype=np.int64)]
+        if self.hard_negatives:
+            mined = self.mined[torch.from_numpy(row_ids)].numpy().astype(np.int64)  # (B, M)
+            negatives += [self._some(line[line >= 0], self.hard_negatives, rng) for line in mined]
+        if self.random_negatives:
+            negatives.append(rng.integers(len(self.label_texts), size=self.random_negatives))
+        negative_ids = np.setdiff1d(np.concatenate(negatives), drawn_ids)
+        if self.max_candidates is not None:
+            room = self.max_candidates - len(drawn_ids)
+            if room < 0:  # what many rows share goes first: a rare label may not come again this epoch
+                keep = np.argsort(counts + rng.random(len(counts)), kind="stable")[: self.max_candidates]
+                drawn_ids, room = drawn_ids[keep], 0
+            if len(negative_ids) > room:
+                negative_ids = rng.choice(negative_ids, room, replace=False)
+        pool = np.union1d(drawn_ids, negative_ids)
+        if len(pool) == 0:  # a batch of rows without labels still needs one candidate to embed
+            pool = rng.integers(len(self.label_texts), size=1)
+        return pool
+
+    @staticmethod
+    def _some(ids: np.ndarray, count: int | None, rng: np.random.Generator) -> np.ndarray:
+        return ids if count is None or len(ids) <= count else rng.choice(ids, count, replace=False)
+
+
+def pad(rows: list[np.ndarray], fill: float = PAD) -> torch.Tensor:
+    """B arrays of any length -> (B, max(1, longest)) tensor of their dtype, padded at the end with ``fill``."""
+    width = max(1, max(len(row) for row in rows))
+    padded = np.full((len(rows), width), fill, dtype=rows[0].dtype)  # (B, P)
+    for line, row in zip(padded, rows, strict=True):
+        line[: len(row)] = row
+    return torch.from_numpy(padded)

@@ -1,0 +1,169 @@
+"""The one loop back: from the current model to the next epochs' hard negatives, neighbouring rows and labels."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from safetensors.torch import load_file, save_file
+from sentence_transformers import SentenceTransformer
+from transformers import TrainerCallback, TrainerControl, TrainerState
+
+from hf_xmc.data.dataset import XMCDataset
+from hf_xmc.distributed import gather_shares, is_distributed, share_of
+from hf_xmc.encoders.encoder import XMCEncoder
+from hf_xmc.evaluation.evaluator import search_filtered
+from hf_xmc.index.label_index import LabelIndex
+from hf_xmc.losses.label_terms import LabelNeighbours
+from hf_xmc.training.clusters import cluster_order
+
+STATE_FILE = "mining.safetensors"
+
+
+def mine_hard_negatives(queries: np.ndarray, labels: np.ndarray, known: np.ndarray, depth: int) -> np.ndarray:
+    """The nearest labels of each row that are neither its positives nor filtered for it.
+
+    Args:
+        queries: (N, D) float32.
+        labels: (L, D) float32.
+        known: (n, 2) int64 pairs (row, label id) to leave out: positives and filter pairs.
+        depth: Labels of a row.
+
+    Returns:
+        (N, depth) int32, nearest first, -1 where there are fewer.
+    """
+    ids, _ = search_filtered(LabelIndex(labels), queries, depth, known)
+    return ids.astype(np.int32)
+
+
+def nearest_labels(labels: np.ndarray, start: int, stop: int, depth: int) -> tuple[np.ndarray, np.ndarray]:
+    """The nearest other labels of the labels ``start`` to ``stop``.
+
+    Args:
+        labels: (L, D) float32 of unit length.
+        start, stop: Half-open range of n labels.
+        depth: K, labels of a label.
+
+    Returns:
+        ids (n, K) int32, nearest first, -1 where there are fewer, and cosines (n, K) float32.
+    """
+    own = np.stack([np.arange(stop - start), np.arange(start, stop)], 1)
+    ids, cosines = search_filtered(LabelIndex(labels), labels[start:stop], depth, own)
+    return ids.astype(np.int32), cosines
+
+
+class MiningCallback(TrainerCallback):
+    """Mines at the start of every ``refresh_epochs``-th epoch, the first excepted; the only writer of its tensors.
+
+    Every rank encodes and searches its share of the rows. What was mined is saved in checkpoints, so that a run
+    resumed in the middle of an epoch goes on with the same negatives and batches.
+
+    Args:
+        data: Its ``train`` rows are mined for.
+        refresh_epochs: Epochs between two minings.
+        mined: (N, M) int32 shared tensor for hard negatives, or None.
+        row_order: (N,) int64 shared tensor for the order in which near neighbours stand together, or None.
+        neighbours: The nearest labels of each label, read by a loss, or None.
+        batch_size: Rows of one rank in a step, the size of a group of neighbours.
+        seed: For the clusters.
+    """
+
+    def __init__(
+        self,
+        data: XMCDataset,
+        refresh_epochs: int,
+        *,
+        mined: torch.Tensor | None = None,
+        row_order: torch.Tensor | None = None,
+        neighbours: LabelNeighbours | None = None,
+        batch_size: int = 1,
+        seed: int = 0,
+    ) -> None:
+        self.data = data
+        self.refresh_epochs = refresh_epochs
+        self.mined = mined
+        self.row_order = row_order
+        self.neighbours = neighbours
+        self.batch_size = batch_size
+        self.seed = seed
+
+    def on_epoch_begin(
+        self, args: Any, state: TrainerState, control: TrainerControl, model: SentenceTransformer, **kwargs: Any
+    ) -> None:
+        epoch = state.epoch or 0.0
+        at_the_start = abs(epoch - round(epoch)) < 1e-6  # false where a run resumes in mid-epoch
+        if at_the_start and round(epoch) > 0 and round(epoch) % self.refresh_epochs == 0:
+            self.refresh(model, round(epoch))
+
+    def refresh(self, model: SentenceTransformer, epoch: int = 0) -> None:
+        """Mine with the model as it is now; every rank must call it."""
+        with_rows = self.mined is not None or self.row_order is not None
+        with_labels = self.mined is not None or self.neighbours is not None
+        queries = _encode(model, self.data.train["text"][:], "query") if with_rows else None
+        labels = _encode(model, self.data.labels["text"][:], "document") if with_labels else None
+        if self.mined is not None:
+            truth = self.data.to_csr("train").tocoo()
+            pairs = np.stack([truth.row, truth.col], 1).astype(np.int64)
+            known = np.unique(np.concatenate([pairs, self.data.filters["train"]]), axis=0)
+            self.mined.copy_(torch.from_numpy(self._mine_share(queries, labels, known)))
+        if self.neighbours is not None:
+            start, stop = share_of(len(labels))
+            ids, cosines = nearest_labels(labels, start, stop, self.neighbours.num_neighbours)
+            self.neighbours.write(gather_shares(ids, len(labels)), gather_shares(cosines, len(labels)))
+        if self.row_order is not None:
+            order = cluster_order(queries, self.batch_size, seed=self.seed + epoch)
+            order = torch.from_numpy(np.asarray(order, dtype=np.int64))
+            if is_distributed():  # k-means need not end alike on different machines
+                dist.broadcast(order, src=0)
+            self.row_order.copy_(order)
+
+    def _mine_share(self, queries: np.ndarray, labels: np.ndarray, known: np.ndarray) -> np.ndarray:
+        start, stop = share_of(len(queries))
+        own = known[(known[:, 0] >= start) & (known[:, 0] < stop)] - [[start, 0]]
+        mined = mine_hard_negatives(queries[start:stop], labels, own, self.mined.size(1))
+        return gather_shares(mined, len(queries))
+
+    def on_save(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        folder = Path(args.output_dir) / f"checkpoint-{state.global_step}"
+        if state.is_world_process_zero and folder.is_dir():
+            save_file(self._tensors(), folder / STATE_FILE)
+
+    def load(self, checkpoint: str | Path) -> None:
+        """Take up what a checkpoint holds.
+
+        Raises:
+            ValueError: if it was written with other settings.
+        """
+        file = Path(checkpoint) / STATE_FILE
+        if not file.is_file():
+            return
+        saved, own = load_file(file), self._tensors()
+        shapes = {name: tuple(t.shape) for name, t in saved.items()}
+        if shapes != {name: tuple(t.shape) for name, t in own.items()}:
+            raise ValueError(
+                f"{file} holds {shapes}; resume with the same data, hard_negatives, cluster_batches and neighbours "
+                "of labels as before"
+            )
+        for name, tensor in own.items():
+            tensor.copy_(saved[name])
+
+    def _tensors(self) -> dict[str, torch.Tensor]:
+        named = {"mined": self.mined, "row_order": self.row_order}
+        if self.neighbours is not None:
+            named |= {"neighbour_ids": self.neighbours.ids, "neighbour_cosines": self.neighbours.cosines}
+        return {name: tensor for name, tensor in named.items() if tensor is not None}
+
+
+def _encode(model: SentenceTransformer, texts: list[str], task: str) -> np.ndarray:
+    """Dual-encoder vectors (n, D) float32 of unit length; each rank encodes its share."""
+    start, stop = share_of(len(texts))
+    prompt = model.prompts.get(task) or None
+    share = texts[start:stop]
+    if isinstance(model, XMCEncoder):
+        vectors, _ = model.encode_halves(share, prompt=prompt, show_progress_bar=False)
+    else:
+        vectors = model.encode(share, prompt=prompt, normalize_embeddings=True, show_progress_bar=False)
+    return gather_shares(np.asarray(vectors, dtype=np.float32), len(texts))

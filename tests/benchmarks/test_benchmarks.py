@@ -1,0 +1,60 @@
+"""Rows of a benchmark go to JSON and from there to README.md and a picture."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import sys
+from pathlib import Path
+
+import pytest
+
+BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
+
+
+@pytest.fixture(autouse=True)
+def benchmarks_on_path(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+
+
+def test_rows_reach_readme_with_their_command_commit_and_picture(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pytest.importorskip("matplotlib")
+    table, render = importlib.import_module("table"), importlib.import_module("render")
+    made = table.Table(
+        "Search",
+        {"form": "", "q/s": ",.0f", "recall": ".3f"},
+        about="One thread.",
+        picture=table.Picture(x="q/s", y="recall", by="form", log_x=True),
+    )
+    made.add("exact", 650.4, 1.0)
+    made.add("graph", 1234.5, 0.98765)
+    made.add("peer", None, None)
+    assert "| graph                        | 1,234    | 0.988    |" in capsys.readouterr().out.splitlines()
+    file = tmp_path / "results" / "search.json"
+    argv = ["/somewhere/search.py", "--data_dir", "/somewhere/set", "--output", str(file), "--quick"]
+    monkeypatch.setattr(sys, "argv", argv)
+    table.write(file, made)
+    text = render.render(tmp_path / "results", tmp_path / "pictures")
+    for line in ("## Search", "| exact | 650 | 1.000 |", "| graph | 1,234 | 0.988 |", "| peer |  |  |"):
+        assert line in text.splitlines()
+    assert "`python benchmarks/search.py --data_dir set --quick`, commit " in text
+    assert (tmp_path / "pictures" / "search.png").read_bytes().startswith(b"\x89PNG")
+    assert str(tmp_path) not in text + file.read_text()
+
+
+def test_a_row_that_does_not_fit_its_columns_is_refused(tmp_path: Path) -> None:
+    table, render = importlib.import_module("table"), importlib.import_module("render")
+    made = table.Table("Search", {"form": "", "q/s": ",.0f"})
+    with pytest.raises(ValueError, match="has 2 columns, got 1 values"):
+        made.add("exact")
+    with pytest.raises(ValueError, match="has no JSON file; run a benchmark"):
+        render.render(tmp_path, tmp_path)
+    made.add("exact", 1.0)
+    table.write(tmp_path / "search.json", made)
+    record = json.loads((tmp_path / "search.json").read_text())
+    record["tables"][0]["rows"][0].append(2.0)
+    (tmp_path / "search.json").write_text(json.dumps(record))
+    with pytest.raises(ValueError, match="search.json: a row of 3 values in a table of 2 columns"):
+        render.render(tmp_path, tmp_path)
