@@ -22,17 +22,17 @@ test: .venv/ready
 
 # Rows of recipes/results.yaml run again: every CPU row, or ROW=name; DATA=folder holds data sets that do not ship.
 reproduce: .venv/ready
-	$(BIN)/python recipes/reproduce.py $(ROW) $(if $(DATA),--data $(DATA))
+	$(BIN)/python recipes/tools/reproduce.py $(ROW) $(if $(DATA),--data $(DATA))
 
 # ROW=name is written from the run in RUN=folder, or by running the row's own command again.
 results: .venv/ready
-	$(BIN)/python recipes/reproduce.py --record $(ROW) $(if $(RUN),--run $(RUN)) $(if $(DATA),--data $(DATA))
+	$(BIN)/python recipes/tools/reproduce.py --record $(ROW) $(if $(RUN),--run $(RUN)) $(if $(DATA),--data $(DATA))
 
 tables: .venv/ready
-	$(BIN)/python recipes/tables.py
+	$(BIN)/python recipes/tools/tables.py
 
 figures: .venv/ready
-	$(BIN)/python recipes/figures.py
+	$(BIN)/python recipes/tools/figures.py
 
 clean:
 	rm -rf .venv build dist outputs

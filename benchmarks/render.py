@@ -1,6 +1,6 @@
-"""Makes benchmarks/README.md and its pictures from the JSON files in benchmarks/results.
+"""Render benchmarks/README.md and its pictures from the JSON files in benchmarks/results.
 
-python benchmarks/render.py
+python -m benchmarks.render
 """
 
 from __future__ import annotations
@@ -10,12 +10,12 @@ from collections import defaultdict
 from pathlib import Path
 from typing import Any
 
-from table import Picture, show
+from benchmarks.table import Picture, show
 
 FOLDER = Path(__file__).parent
 HEAD = """# Benchmarks
 
-Made by `python benchmarks/render.py` from the files in `benchmarks/results`; do not edit. Every table is one command,
+Made by `python -m benchmarks.render` from the files in `benchmarks/results`; do not edit. Every table is one command,
 which measures ours and the peers in one run; seconds depend on the machine, ratios of one table carry over better.
 """
 

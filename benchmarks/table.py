@@ -2,7 +2,7 @@
 
 A script keeps one Table for each table that it prints, and writes them together at its end:
 
-    from table import Picture, Table, add_output, write
+    from benchmarks.table import Picture, Table, add_output, write
 
     parser = argparse.ArgumentParser(...)
     add_output(parser)                       # --output benchmarks/results/search.json
@@ -25,12 +25,13 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import subprocess
 import sys
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
+
+from benchmarks import ROOT
 
 Value = str | int | float | None
 
@@ -103,11 +104,12 @@ def write(path: Path | None, *tables: Table) -> None:
     """Write tables as JSON with the command, commit, date, processor and threads; nothing where ``path`` is None."""
     if path is None:
         return
-    from hf_xmc.runs.record import hardware
+    from hf_xmc.runs.record import commit, hardware  # here: contestants in other environments import this file
 
+    made_from = commit()
     record = {
         "command": _command(),
-        "commit": _commit(),
+        "commit": f"{made_from['commit'] or 'unknown'}{'+' if made_from['dirty'] else ''}",
         "date": datetime.now(UTC).strftime("%Y-%m-%d"),
         "hardware": hardware(),
         "tables": [
@@ -131,17 +133,7 @@ def _command() -> str:
         if not skip and not word.startswith("--output"):
             words.append(Path(word).name if os.path.isabs(word) else word)
         skip = word == "--output"
-    return " ".join(["python", f"benchmarks/{Path(sys.argv[0]).name}", *words])
-
-
-def _commit() -> str:
-    """The short hash, with a plus where tracked files of the package differ from it."""
-    root = Path(__file__).parent.parent
-
-    def git(*words: str) -> str:
-        return subprocess.run(["git", *words], cwd=root, capture_output=True, text=True, check=True).stdout.strip()
-
-    try:
-        return git("rev-parse", "--short", "HEAD") + ("+" if git("diff", "HEAD", "--name-only", "src") else "")
-    except (OSError, subprocess.CalledProcessError):
-        return "unknown"
+    script = Path(sys.argv[0]).resolve()
+    own = script.relative_to(ROOT) if script.is_relative_to(ROOT) else Path(script.name)
+    module = ".".join(own.with_suffix("").parts)
+    return " ".join(["python -m", module, *words])

@@ -1,7 +1,8 @@
 """
 Contestants of hf_xmc's own environment: TF-IDF kNN, MultipleNegativesRankingLoss with FAISS, our saved retriever.
 
-    python host.py CONTESTANT OUT.npz --data_dir FOLDER [--fields title content] [--rows N] [--retriever FOLDER]
+    python -m benchmarks.peers.host CONTESTANT OUT.npz --data_dir FOLDER [--fields title content] [--rows N]
+        [--retriever FOLDER]
 
 CONTESTANT is `tfidf-knn`, `mnrl-static` (starts from wordllama's token vectors), `mnrl-minilm` (starts from
 all-MiniLM-L6-v2, on N rows drawn from train) or `retriever`, which only loads a saved one and ranks. Writes ids,
@@ -19,7 +20,6 @@ from pathlib import Path
 import faiss
 import numpy as np
 from datasets import Dataset
-from peers.tasks import num_places
 from sentence_transformers import (
     SentenceTransformer,
     SentenceTransformerTrainer,
@@ -29,6 +29,7 @@ from sentence_transformers.sentence_transformer.losses import MultipleNegativesR
 from sentence_transformers.sentence_transformer.modules import StaticEmbedding
 
 import hf_xmc
+from benchmarks.peers.tasks import num_places
 from hf_xmc.runs.baselines import tfidf_knn
 
 SEED = 0

@@ -1,8 +1,8 @@
 """Time and memory of the blockwise losses beside the naive dense form, printed as a table against the targets.
 
-    python benchmarks/losses.py                 two cores, one used: CPU seconds, best of --repeats, forms interleaved
-    python benchmarks/losses.py --device cuda   the GPU lines: medians in ms, peak of torch.cuda.max_memory_allocated
-    python benchmarks/losses.py --quick         small sizes, to see that everything runs
+    python -m benchmarks.speed.losses                 one core: CPU seconds, best of --repeats, forms interleaved
+    python -m benchmarks.speed.losses --device cuda   the GPU lines: medians in ms, peak of allocated memory
+    python -m benchmarks.speed.losses --quick         small sizes, to see that everything runs
 
 A CPU peak is the growth of the resident peak (VmHWM, reset before the step) of a fresh process for each form, with
 the gradients of queries and labels in it; "work" is that without the gradients. Ratios are to the naive form of the
@@ -23,9 +23,9 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from table import Table, add_output, write
 from torch import Tensor
 
+from benchmarks.table import Table, add_output, write
 from hf_xmc.losses import blockwise
 
 SCALE = 20.0

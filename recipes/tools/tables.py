@@ -1,11 +1,11 @@
 """Render the tables of README.md and recipes/README.md from results.yaml and ablations.yaml.
 
-    python recipes/tables.py [--check]
+    python recipes/tools/tables.py [--check]
 
 A table stands between ``<!-- table: KIND NAME -->`` and ``<!-- /table -->``; what is between them is written anew. The
-kinds are ``results DATA``, ``peers DATA`` (rows of ``benchmarks/training.py``), ``ablations DATA TABLE``, ``run ROW``
-(one row's lines), ``quoted DATA`` and ``data``. With ``--check`` nothing is written and
-the exit code is 1 where a file differs.
+kinds are ``results DATA``, ``peers DATA`` (rows of ``benchmarks/quality/training.py``), ``ablations DATA TABLE``,
+``run ROW`` (one row's lines), ``quoted DATA`` and ``data``. With ``--check`` nothing is written and the exit code is 1
+where a file differs.
 """
 
 from __future__ import annotations
@@ -96,7 +96,7 @@ def results_table(rows: Sequence[Mapping[str, Any]]) -> str:
 
 
 def peers_table(found: Sequence[Contestant]) -> str:
-    """One line a contestant of `benchmarks/training.py`."""
+    """One line a contestant of `benchmarks/quality/training.py`."""
     if not found:
         return "No contestant is measured here."
     head = ["contestant", *METRICS, "CPU s, training", "CPU s, all", "GiB"]
@@ -111,7 +111,7 @@ def peers_table(found: Sequence[Contestant]) -> str:
         for one in found
     ]
     record = "; ".join(sorted({f"commit {one.commit}, {one.hardware}" for one in found}))
-    return f"{markdown(head, body)}\n\n`benchmarks/training.py`, percent [95 % bootstrap interval], {record}."
+    return f"{markdown(head, body)}\n\n`benchmarks/quality/training.py`, percent [95 % bootstrap interval], {record}."
 
 
 def run_table(row: Mapping[str, Any]) -> str:

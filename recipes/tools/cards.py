@@ -1,6 +1,6 @@
 """Copy the model card a recipe wrote, with its pictures, to model_cards/.
 
-    python recipes/cards.py RUN_FOLDER [NAME]
+    python recipes/tools/cards.py RUN_FOLDER [NAME]
 
 The name is ``<data set>-<method>-<encoder>`` where none is given.
 """

@@ -1,7 +1,7 @@
 """Tightness and time of batches of near neighbours beside k-means of free sizes, printed as a table.
 
-    python benchmarks/clusters.py            one thread, CPU seconds
-    python benchmarks/clusters.py --quick    small sizes, to see that everything runs
+    python -m benchmarks.speed.clusters            one thread, CPU seconds
+    python -m benchmarks.speed.clusters --quick    small sizes, to see that everything runs
 
 Quality is the mean cosine of a row to the centroid of its group; "cut elsewhere" is the mean over batches cut after a
 quarter, half and three quarters of a group. The rows are synthetic: leaves of very different sizes under a few
@@ -18,8 +18,8 @@ from functools import partial
 
 import numpy as np
 import torch
-from table import Table, add_output, write
 
+from benchmarks.table import Table, add_output, write
 from hf_xmc.training.clusters import cluster_order
 
 DIM = 384

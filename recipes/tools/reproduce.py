@@ -1,7 +1,7 @@
 """Run rows of results.yaml again and say whether they land within their tolerance, or record a run as a row.
 
-    python recipes/reproduce.py [ROW ...] [--data DIR]        # without a row: every row made on a CPU
-    python recipes/reproduce.py --record ROW [--run DIR]      # from DIR/metrics.json, or by running the row again
+    python recipes/tools/reproduce.py [ROW ...] [--data DIR]      # without a row: every row made on a CPU
+    python recipes/tools/reproduce.py --record ROW [--run DIR]    # from DIR/metrics.json, or by running it again
 
 ``--data`` is the folder that holds data sets that do not ship, under their names. Exit code 0: all OK or OKish; 1: a
 metric failed; 2: a command could not be run.

@@ -1,7 +1,7 @@
 """
 What labels are worth that a retriever gets after training: recall of the new ones, and what the old ones lose.
 
-    OMP_NUM_THREADS=1 python benchmarks/new_labels.py [--data_dir FOLDER] [--num_new 1000] [--models FOLDER]
+    OMP_NUM_THREADS=1 python -m benchmarks.quality.new_labels [--data_dir FOLDER] [--num_new 1000] [--models FOLDER]
 
 Random labels are withheld: their texts leave the label table, their ids leave the train rows, and rows left without a
 label are dropped, so that neither the vocabulary nor the loss sees them. Then their texts are given to the trained
@@ -24,12 +24,13 @@ from pathlib import Path
 
 import datasets
 import numpy as np
-import preset
 import torch
 from scipy.sparse import csr_matrix, diags
-from table import Table, add_output, write
 
 import hf_xmc
+from benchmarks import TITLES
+from benchmarks.quality import preset
+from benchmarks.table import Table, add_output, write
 from hf_xmc.metrics.functional import xmc_metrics
 
 MEASURES = {"P@1": "precision@1", "P@3": "precision@3", "P@5": "precision@5", "R@10": "recall@10"}
@@ -165,7 +166,7 @@ def look(split: Split, models: Path | None) -> Table:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data_dir", default=str(preset.DATA))
+    parser.add_argument("--data_dir", default=str(TITLES))
     parser.add_argument("--num_new", type=int, default=1000)
     parser.add_argument("--seeds", type=int, nargs=2, default=(0, 1), help="of the labels withheld: held-out, test")
     parser.add_argument("--models", type=Path, help="folder of trained retrievers, read where they lie there already")

@@ -1,4 +1,4 @@
-"""What others reach on the same data: the rows that `benchmarks/training.py` wrote, beside the results of recipes.
+"""What others reach on the same data: rows of ``benchmarks/quality/training.py`` beside the results of recipes.
 
 A file is ``benchmarks/results/training-<data set>.json``. Its cells are percent, seconds and GiB; a metric with an
 interval is a text, ``36.90 [36.23, 37.76]``.

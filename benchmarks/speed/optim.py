@@ -1,8 +1,8 @@
 """Time of a row-sparse step beside dense and lazy forms, as L grows with the same touched rows, printed as a table.
 
-    python benchmarks/optim.py            one thread, CPU seconds, best of --repeats, forms interleaved
-    python benchmarks/optim.py --device cuda
-    python benchmarks/optim.py --quick    small sizes, to see that everything runs
+    python -m benchmarks.speed.optim            one thread, CPU seconds, best of --repeats, forms interleaved
+    python -m benchmarks.speed.optim --device cuda
+    python -m benchmarks.speed.optim --quick    small sizes, to see that everything runs
 
 A step is the optimizer's alone: the gradient, of unique ascending rows, is there. "caught up in the step" pays for
 idle rows too, as every row has been idle; "caught up before" is the same work in two parts, as with ``follow``.
@@ -16,9 +16,9 @@ import time
 from collections.abc import Callable
 
 import torch
-from table import Table, add_output, write
 from torch import Tensor, nn
 
+from benchmarks.table import Table, add_output, write
 from hf_xmc.training.optim import RowSparseAdamW
 
 NUM_TOUCHED = 8192

@@ -1,7 +1,7 @@
 """
 CPU seconds and memory of the metrics, beside other libraries and the slow loops, on synthetic predictions.
 
-    OMP_NUM_THREADS=1 python benchmarks/metrics.py [--rows 100000 970000] [--peers]
+    OMP_NUM_THREADS=1 python -m benchmarks.speed.metrics [--rows 100000 970000] [--peers]
 
 Every contestant runs in a process of its own on the same arrays, on one thread: CPU seconds (best of 3) without
 loading and without JIT compilation, and the peak of memory above the inputs. `--peers` makes a virtual environment
@@ -25,9 +25,10 @@ from typing import Any
 
 import numpy as np
 import scipy.sparse as sp
-from table import Table, add_output, write
 
-ROOT = Path(__file__).resolve().parents[1]
+from benchmarks import ROOT
+from benchmarks.table import Table, add_output, write
+
 PEERS = ROOT / ".venv-peers"
 ONE_THREAD = {f"{name}_NUM_THREADS": "1" for name in ("OMP", "OPENBLAS", "MKL", "NUMBA")}
 NUM_LABELS, TOP_K, MEAN_POSITIVES, REPEATS, SLOW_ROWS = 1_300_000, 100, 20, 3, 2000
@@ -86,7 +87,7 @@ def ours(ids: np.ndarray, truth: sp.csr_matrix, weights: np.ndarray) -> Iterator
 def slow_loops(ids: np.ndarray, truth: sp.csr_matrix, weights: np.ndarray) -> Iterator[Case]:
     """The first rows only; the caller scales the seconds up."""
     sys.path.insert(0, str(ROOT / "tests"))
-    import reference_metrics
+    from reference import metrics as reference
 
     rankings, q = ids[:SLOW_ROWS].tolist(), weights.tolist()
     positives = [set(truth[row].indices.tolist()) for row in range(SLOW_ROWS)]
@@ -94,7 +95,7 @@ def slow_loops(ids: np.ndarray, truth: sp.csr_matrix, weights: np.ndarray) -> It
     def ranking() -> dict[str, list[float]]:
         for ranked, row in zip(rankings, positives, strict=True):
             for k in range(1, 6):
-                reference_metrics.row_ratios(ranked, row, k, q)
+                reference.row_ratios(ranked, row, k, q)
         return {}
 
     yield RANKING, 5, ranking
@@ -221,7 +222,7 @@ def peers_python() -> Path | None:
 
 
 def run(contestant: str, python: Path, path: Path) -> list[dict[str, Any]]:
-    command = [python, __file__, "--contestant", contestant, "--inputs", path]
+    command = [python, "-m", "benchmarks.speed.metrics", "--contestant", contestant, "--inputs", path]
     done = subprocess.run(command, capture_output=True, text=True, env=os.environ | ONE_THREAD)
     if done.returncode:
         print(f"{contestant} left out: {done.stderr.strip().splitlines()[-1]}")

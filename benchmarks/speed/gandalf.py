@@ -1,7 +1,7 @@
 """
 Time and memory of `label_rows`, beside scipy's product of the whole graph and in blocks with a threshold each.
 
-    python benchmarks/gandalf.py [--large] [--output benchmarks/results/gandalf.json]
+    python -m benchmarks.speed.gandalf [--large] [--output benchmarks/results/gandalf.json]
 
 Sets are synthetic, with the rows, labels and mean labels a row of known data sets: lengths are geometric, labels fall
 off as 1 / (rank + 100). `--large` adds the shape of LF-AmazonTitles-1.3M, where the plain products are left out: the
@@ -22,7 +22,8 @@ from collections.abc import Callable
 
 import numpy as np
 import scipy.sparse as sp
-from table import Table, add_output, write
+
+from benchmarks.table import Table, add_output, write
 
 SHAPES = {  # train rows, labels, labels a row
     "LF-AmazonTitles-131K": (294_805, 131_073, 2.29),
@@ -127,7 +128,7 @@ def main() -> None:
         if shape == LARGE and not options.large:
             continue
         for contestant in CONTESTANTS if shape != LARGE else ["label_rows"]:
-            command = [sys.executable, __file__, "--measure", contestant, shape]
+            command = [sys.executable, "-m", "benchmarks.speed.gandalf", "--measure", contestant, shape]
             done = subprocess.run(command, capture_output=True, text=True, check=True)
             pairs, kept, wall, cpu, peak, base = json.loads(done.stdout.splitlines()[-1])
             table.add(shape, contestant, pairs, kept, wall, cpu, cpu / pairs * 1e9, peak, base)

@@ -1,8 +1,8 @@
 """Raw text to label strings: p50 and p99 of single queries, queries per CPU second in batch, for each kind of index.
 
-    python benchmarks/serving.py --data_dir DIR --model FOLDER --output benchmarks/results/serving.json
-    python benchmarks/serving.py --peers pecos-1 pecos-3 omikuji        label trees beside ours, see peers/servers.py
-    python benchmarks/serving.py --quick                                 the tiny set, to see that everything runs
+    python -m benchmarks.speed.serving --data_dir DIR --model FOLDER --output benchmarks/results/serving.json
+    python -m benchmarks.speed.serving --peers pecos-1 pecos-3 omikuji    label trees beside ours
+    python -m benchmarks.speed.serving --quick                            the tiny set, to see that it runs
 
 FOLDER is what a recipe saved with a memory; without one, recipes/unidec.py trains three epochs of the static preset
 with lf-gutenberg-titles' settings first. One thread, CPU seconds. Forms take turns, --repeats times: the least p50 and
@@ -25,17 +25,16 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from peers.environment import default_folder, peers_python
-from peers.servers import PeerServer
-from peers.tasks import export_task
-from table import Table, add_output, write
 
 import hf_xmc
+from benchmarks import RECIPES, TINY, TITLES
+from benchmarks.peers.environment import default_folder, peers_python
+from benchmarks.peers.servers import PeerServer
+from benchmarks.peers.tasks import export_task
+from benchmarks.table import Table, add_output, write
 from hf_xmc.memory.fit import fold_rows
 from hf_xmc.memory.knowledge_memory import KnowledgeMemory
 
-RECIPES = Path(__file__).parent.parent / "recipes"
-TINY = RECIPES / "data" / "lf-gutenberg-science-tiny"
 Searcher = hf_xmc.LabelIndex | KnowledgeMemory
 
 
@@ -107,7 +106,7 @@ def tree(peer: PeerServer, name: str, top_k: int) -> Form:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data_dir", type=Path, default=RECIPES / "data" / "lf-gutenberg-titles")
+    parser.add_argument("--data_dir", type=Path, default=TITLES)
     parser.add_argument("--model", type=Path)
     parser.add_argument("--kinds", nargs="*", default=["exact", "half", "int8", "hnsw", "pq"])
     parser.add_argument("--top_k", type=int, nargs="*", default=[5, 100])

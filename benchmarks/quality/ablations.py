@@ -1,6 +1,6 @@
 """What each part of a method is worth: one variant a row, each against the first by paired bootstrap.
 
-    python benchmarks/ablations.py TABLE --data_dir DIR [--epochs N] [--only NAME ...] [--output FILE]
+    python -m benchmarks.quality.ablations TABLE --data_dir DIR [--epochs N] [--only NAME ...] [--output FILE]
 
 Static encoder, one seed, one thread. Every variant trains on all but a held-out tenth of train (by title key); the
 table shows the held-out part, on which choices are made, and the test split, looked at once for each row.
@@ -12,7 +12,6 @@ table shows the held-out part, on which choices are made, and the test split, lo
 from __future__ import annotations
 
 import argparse
-import subprocess
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
@@ -41,7 +40,7 @@ from hf_xmc.losses import (
     blockwise,
 )
 from hf_xmc.metrics.functional import xmc_metrics
-from hf_xmc.runs.record import cpu_seconds, hardware, metrics_table, peak_memory_gib
+from hf_xmc.runs.record import commit, cpu_seconds, hardware, metrics_table, peak_memory_gib
 
 COLUMNS = ("precision@1", "precision@3", "precision@5", "psp@1", "psp@5", "recall@100")
 SEED = 0
@@ -269,10 +268,9 @@ def main() -> None:
     data = hf_xmc.load_lf(given.data_dir)
     development = data.hold_out(0.1, seed=SEED, answerable_only=True)
     held_out, test = hf_xmc.XMCEvaluator(development), hf_xmc.XMCEvaluator(data)
-    commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True).stdout.strip()
     tables: dict[str, dict[str, dict[str, float]]] = {"held-out part": {}, "test split": {}}
     rows, baseline = [], None
-    command = f"python benchmarks/ablations.py {given.table} --data_dir {data.name} --epochs {given.epochs}"
+    command = f"python -m benchmarks.quality.ablations {given.table} --data_dir {data.name} --epochs {given.epochs}"
     for name in given.only or TABLES[given.table]:
         variant = TABLES[given.table][name]
         start = cpu_seconds()
@@ -294,7 +292,7 @@ def main() -> None:
             tables["test split"][name + suffix] = test.metrics(ids)
             baseline = ids if baseline is None else baseline
             gains = test.intervals(ids, baseline)
-            row = {"name": name + suffix, "command": command, "commit": commit}
+            row = {"name": name + suffix, "command": command, "commit": commit()["commit"]}
             row |= {"data": data.name, "seed": SEED, "hardware": hardware(), "epochs": given.epochs}
             row |= {"cpu_seconds": round(spent, 1), "peak_memory_gib": round(peak_memory_gib(), 2)}
             row["held_out"] = {k: round(v, 4) for k, v in tables["held-out part"][name + suffix].items()}

@@ -1,7 +1,7 @@
 """
 What a knowledge memory adds to a finished encoder: metrics on test beside the plain label search, and what it costs.
 
-    OMP_NUM_THREADS=1 python benchmarks/memory.py --data_dir FOLDER [--fields title content] [--encoder FOLDER]
+    OMP_NUM_THREADS=1 python -m benchmarks.quality.memory --data_dir FOLDER [--fields title content] [--encoder FOLDER]
 
 FOLDER of the encoder is a saved XMCEncoder that was trained on the train part of `hold_out(fraction,
 answerable_only=True)`, seed 0; without `--encoder` a static one is trained so (four epochs, minutes on two cores) and
@@ -25,9 +25,9 @@ from pathlib import Path
 
 import numpy as np
 from sentence_transformers.sentence_transformer.modules import StaticEmbedding
-from table import Table, add_output, write
 
 import hf_xmc
+from benchmarks.table import Table, add_output, write
 from hf_xmc.evaluation.evaluator import search_filtered
 from hf_xmc.memory.fit import fit_fold, fit_memory, fold_rows
 from hf_xmc.memory.form import MemoryForm

@@ -1,8 +1,8 @@
 """Search for the best 100 labels: every kind of LabelIndex beside torch, FAISS and hnswlib, in one run on one thread.
 
-    OMP_NUM_THREADS=1 python benchmarks/search.py --data_dir FOLDER [--num_labels 131072] [--peers]
-    OMP_NUM_THREADS=1 python benchmarks/search.py --data_dir FOLDER --encoder FOLDER
-    python benchmarks/search.py --device cuda --data_dir FOLDER      the exact kind on a GPU
+    OMP_NUM_THREADS=1 python -m benchmarks.speed.search --data_dir FOLDER [--num_labels 131072] [--peers]
+    OMP_NUM_THREADS=1 python -m benchmarks.speed.search --data_dir FOLDER --encoder FOLDER
+    python -m benchmarks.speed.search --device cuda --data_dir FOLDER      the exact kind on a GPU
 
 With ``--encoder``, a saved XMCEncoder or Retriever, vectors are those of its labels and of test queries. Without,
 ``--num_labels`` distinct texts, labels first and then training texts, stand for labels: half of their 512 numbers is
@@ -30,12 +30,12 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from table import Picture, Table, add_output, write
 
 import hf_xmc
+from benchmarks import ROOT
+from benchmarks.table import Picture, Table, add_output, write
 from hf_xmc.index.faiss_kinds import FaissSearcher
 
-ROOT = Path(__file__).resolve().parents[1]
 PEERS = ROOT / ".venv-peers-search"
 TOP_K, SINGLE, SMALL, LARGE, NUM_QUERIES = 100, 50, 32, 200, 400
 Search = Callable[[np.ndarray], object]

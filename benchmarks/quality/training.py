@@ -1,7 +1,7 @@
 """
 Training from raw files to a ranking of test: ours beside label trees, TF-IDF kNN and sentence-transformers.
 
-    OMP_NUM_THREADS=1 python benchmarks/training.py --data_dir FOLDER [--only pecos-3 ours ...]
+    OMP_NUM_THREADS=1 python -m benchmarks.quality.training --data_dir FOLDER [--only pecos-3 ours ...]
         [--fields title content] [--peers_env FOLDER] [--rows N] [--output benchmarks/results/training-NAME.json]
 
 Contestants: PECOS with three trees and with one, Omikuji, napkinXC's PLT, TF-IDF kNN, MultipleNegativesRankingLoss
@@ -28,14 +28,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from peers.environment import PINS, default_folder, peers_python
-from peers.tasks import TOP_K, export_task
-from table import Table, add_output, write
 
 import hf_xmc
+from benchmarks import RECIPES, ROOT
+from benchmarks.peers.environment import PINS, default_folder, peers_python
+from benchmarks.peers.tasks import TOP_K, export_task
+from benchmarks.table import Table, add_output, write
 from hf_xmc.metrics import bootstrap_intervals, drop_pairs
 
-HERE = Path(__file__).parent
 TREES = {
     "pecos-3": f"PECOS {PINS['libpecos']}, 3 trees",
     "pecos-1": f"PECOS {PINS['libpecos']}, 1 tree",
@@ -75,7 +75,7 @@ def run(command: list[str | Path], log: Path) -> tuple[float, float]:
     environment = os.environ | {
         "OMP_NUM_THREADS": "1",
         "RAYON_NUM_THREADS": "1",
-        "PYTHONPATH": os.pathsep.join(filter(None, [str(HERE), os.environ.get("PYTHONPATH", "")])),
+        "PYTHONPATH": os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH", "")])),
     }
     with log.open("w") as file:
         process = subprocess.Popen(
@@ -95,22 +95,22 @@ def run(command: list[str | Path], log: Path) -> tuple[float, float]:
 def compete(name: str, data: hf_xmc.XMCDataset, options: argparse.Namespace, scratch: Path) -> Outcome:
     """Run one contestant."""
     output, log = scratch / f"{name}.npz", scratch / f"{name}.log"
-    host = [sys.executable, HERE / "peers" / "host.py"]
+    host = [sys.executable, "-m", "benchmarks.peers.host"]
     place = ["--data_dir", options.data_dir, "--fields", *options.fields]
     training = None
     if name in TREES:
         task = scratch / "task"
         if not task.exists():
             export_task(data, task)
-        command = [peers_python(options.peers_env), HERE / "peers" / "trees.py", name, task, output]
+        command = [peers_python(options.peers_env), ROOT / "benchmarks" / "peers" / "trees.py", name, task, output]
         seconds, memory = run(command, log)
     elif name in HOST:
         rows = ["--rows", str(options.rows)] if name == "mnrl-minilm" else []
         seconds, memory = run([*host, name, output, *place, *rows], log)
     else:
         folder = scratch / "ours"
-        config = options.config or HERE.parent / "recipes" / "configs" / data.name / "unidec.yaml"
-        recipe = [sys.executable, HERE.parent / "recipes" / "unidec.py", "--config", config]
+        config = options.config or RECIPES / "configs" / data.name / "unidec.yaml"
+        recipe = [sys.executable, RECIPES / "unidec.py", "--config", config]
         words = ["--data_dir", options.data_dir, "--output_dir", folder, f"fields=[{', '.join(options.fields)}]"]
         seconds, memory = run([*recipe, *words], log)
         times = json.loads((folder / "metrics.json").read_text())["seconds"]

@@ -9,12 +9,12 @@ from pathlib import Path
 import torch
 
 import hf_xmc
+from benchmarks import RECIPES, TITLES
 from hf_xmc.encoders.static import static_embedding
 from hf_xmc.runs.config import load_data, read_recipe_config
 
-RECIPES = Path(__file__).parent.parent / "recipes"
 CONFIG = RECIPES / "configs" / "lf-gutenberg-titles" / "unidec.yaml"
-DATA = RECIPES / "data" / "lf-gutenberg-titles"
+
 # What recipes/unidec.py fits on the held-out part with these settings: the classifier alone.
 FORM = hf_xmc.SearchForm(1.0, normalize_classifier=False)
 # Of the host's training arguments, by which the recipe draws its held-out part.
@@ -25,7 +25,7 @@ SEED = 42
 class Preset:
     """Fields of recipes/unidec.py that its YAML file sets and that are read here."""
 
-    data_dir: str = str(DATA)
+    data_dir: str = str(TITLES)
     encoder: str = "static"
     classifier: bool = True
     residual: bool = True

@@ -1,6 +1,6 @@
 """Draw the pictures of recipes/README.md from results.yaml: head to tail, and quality against cost.
 
-    python recipes/figures.py
+    python recipes/tools/figures.py
 
 For each data set with rows: ``figures/<data set>-head-to-tail.png`` with every line of the first seed, and
 ``figures/<data set>-cost-quality.png`` with P@1 and PSP@1 against CPU seconds, the peers of

@@ -1,6 +1,6 @@
 """Memory of training: what a recipe's process holds at each step, and whether it grows over an epoch.
 
-    OMP_NUM_THREADS=1 python benchmarks/training_memory.py [--data_dir FOLDER] [--only unidec dexml raexmc]
+    OMP_NUM_THREADS=1 python -m benchmarks.speed.training_memory [--data_dir FOLDER] [--only unidec dexml raexmc]
 
 Each recipe is a process of its own with its settings for the data set, trained for two epochs on all but the held-out
 part. After every step its resident memory is read; where torch has CUDA, what torch has allocated at most as well.
@@ -21,11 +21,12 @@ from pathlib import Path
 import psutil
 import torch
 import transformers.trainer
-from table import Picture, Table, add_output, write
 from transformers import TrainerCallback
 
-ROOT = Path(__file__).resolve().parents[1]
-RECIPES = ("unidec", "dexml", "raexmc")
+from benchmarks import RECIPES, TITLES
+from benchmarks.table import Picture, Table, add_output, write
+
+METHODS = ("unidec", "dexml", "raexmc")
 GIB = 2**30
 PLACES = (0.1, 0.5, 1.0, 1.5, 2.0)  # epochs
 
@@ -60,13 +61,16 @@ def run_recipe(script: Path, log: Path, words: list[str]) -> None:
 
 
 def measure(recipe: str, data_dir: Path) -> list[tuple[float, int, int]]:
-    config = ROOT / "recipes" / "configs" / data_dir.name / f"{recipe}.yaml"
+    config = RECIPES / "configs" / data_dir.name / f"{recipe}.yaml"
     with tempfile.TemporaryDirectory() as folder:
         log = Path(folder) / "memory.json"
         words = ["--data_dir", str(data_dir), "--output_dir", folder, "num_train_epochs=2", "report_to=none"]
         words = (["--config", str(config)] if config.exists() else []) + words
-        script = ROOT / "recipes" / f"{recipe}.py"
-        subprocess.run([sys.executable, __file__, "--child", str(script), str(log), *words], check=True)
+        script = RECIPES / f"{recipe}.py"
+        subprocess.run(
+            [sys.executable, "-m", "benchmarks.speed.training_memory", "--child", str(script), str(log), *words],
+            check=True,
+        )
         return json.loads(log.read_text())
 
 
@@ -74,8 +78,8 @@ def main() -> None:
     if sys.argv[1:2] == ["--child"]:
         return run_recipe(Path(sys.argv[2]), Path(sys.argv[3]), sys.argv[4:])
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data_dir", type=Path, default=ROOT / "recipes" / "data" / "lf-gutenberg-titles")
-    parser.add_argument("--only", nargs="+", choices=RECIPES, default=RECIPES)
+    parser.add_argument("--data_dir", type=Path, default=TITLES)
+    parser.add_argument("--only", nargs="+", choices=METHODS, default=METHODS)
     add_output(parser)
     args = parser.parse_args()
 

@@ -1,6 +1,6 @@
 """Where the gradient of a loss over all labels lies, and what a step costs that encodes only those labels.
 
-    python benchmarks/label_table.py [--data_dir DIR] [--encoder static|minilm] [--epochs N] [--steps N]
+    python -m benchmarks.speed.label_table [--data_dir DIR] [--encoder static|minilm] [--epochs N] [--steps N]
 
 Prints the share of the summed norms of dL/dz_j that the labels of the largest norms hold, at the start and after
 training with decoupled softmax over all labels, then CPU seconds of a step (forward and backward, one thread) with
@@ -11,20 +11,19 @@ from __future__ import annotations
 
 import argparse
 import time
-from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from table import Table, add_output, write
 
 import hf_xmc
+from benchmarks import TINY
+from benchmarks.table import Table, add_output, write
 from hf_xmc.encoders.static import static_embedding
 from hf_xmc.losses import AllLabelsLoss, LabelTableLoss, blockwise
 from hf_xmc.losses.pool.targets import to_csr
 
-TINY = Path(__file__).parent.parent / "recipes" / "data" / "lf-gutenberg-science-tiny"
 SHARES = (0.0001, 0.001, 0.01, 0.05, 0.1, 0.25)
 BATCH = 64
 

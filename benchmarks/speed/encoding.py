@@ -1,7 +1,7 @@
 """Titles encoded per CPU second: padded, sorted by length, packed; float32 and bfloat16; and a static table.
 
-    python benchmarks/encoding.py --data_dir DIR --output benchmarks/results/encoding.json
-    python benchmarks/encoding.py --quick           a few titles, to see that everything runs
+    python -m benchmarks.speed.encoding --data_dir DIR --output benchmarks/results/encoding.json
+    python -m benchmarks.speed.encoding --quick           a few titles, to see that everything runs
 
 all-MiniLM-L6-v2, one thread, CPU seconds, best of --repeats, forms interleaved, tokenisation left out (it is the same
 for all; the static encoder's figure includes it, as it is most of its work). Titles of the data set as they are, and
@@ -20,14 +20,14 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from table import Table, add_output, write
 from torch import Tensor
 
 import hf_xmc
+from benchmarks import TINY
+from benchmarks.table import Table, add_output, write
 from hf_xmc.encoders.packing import embed
 from hf_xmc.encoders.static import static_embedding
 
-TINY = Path(__file__).parent.parent / "recipes" / "data" / "lf-gutenberg-science-tiny"
 Form = Callable[[], Tensor]
 PACKED = "packed (ours)"
 

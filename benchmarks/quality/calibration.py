@@ -1,7 +1,7 @@
 """
 What probabilities are worth on a test split: expected calibration error, Brier scores, and precision against wishes.
 
-    OMP_NUM_THREADS=1 python benchmarks/calibration.py [--data_dir FOLDER] [--models FOLDER] [--pictures FOLDER]
+    OMP_NUM_THREADS=1 python -m benchmarks.quality.calibration [--data_dir DIR] [--models DIR] [--pictures DIR]
 
 A retriever that is trained without a held-out part of train is calibrated there, by labels alone and with a memory
 whose form is fitted there too. The test split is looked at once. As recipes do after training again on every row,
@@ -16,12 +16,13 @@ import argparse
 from pathlib import Path
 
 import numpy as np
-import preset
 import torch
 from scipy.sparse import csr_matrix
-from table import Table, add_output, write
 
 import hf_xmc
+from benchmarks import TITLES
+from benchmarks.quality import preset
+from benchmarks.table import Table, add_output, write
 from hf_xmc.memory.form import MemoryForm
 from hf_xmc.metrics.plots import plot_reliability
 from hf_xmc.metrics.reliability import CalibrationReport
@@ -68,7 +69,7 @@ def judge(
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data_dir", default=str(preset.DATA))
+    parser.add_argument("--data_dir", default=str(TITLES))
     parser.add_argument("--models", type=Path, help="folder of trained retrievers, read where they lie there already")
     parser.add_argument("--pictures", type=Path, help="folder for the reliability diagrams of the first retriever")
     add_output(parser)

@@ -18,7 +18,7 @@ from typing import Any
 
 import yaml
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 FILE = ROOT / "recipes" / "results.yaml"
 KEPT = ("precision@1", "precision@3", "precision@5", "ndcg@5", "psp@1", "psp@3", "psp@5", "recall@10", "recall@100")
 LAUNCH = "accelerate launch --config_file recipes/accelerate_configs/one_process.yaml"

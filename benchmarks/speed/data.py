@@ -1,7 +1,7 @@
 """
 Reading speed and memory of `load_lf`, beside `datasets.load_dataset("json")` and a plain loop.
 
-    python benchmarks/data.py FOLDER [FOLDER ...] [--synthetic]
+    python -m benchmarks.speed.data FOLDER [FOLDER ...] [--synthetic]
 
 Every contestant runs in a process of its own with an empty cache. Rows are those of train, test and labels together;
 the peak is the largest resident set of the whole process, imports and memory-mapped pages included. `--synthetic`
@@ -23,7 +23,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
-from table import Table, add_output, write
+
+from benchmarks.table import Table, add_output, write
 
 NUM_TRAIN, NUM_TEST, NUM_LABELS, LABELS_PER_ROW = 2_248_619, 10_000, 1_305_265, 22
 FILES = ("trn.json.gz", "tst.json.gz", "lbl.json.gz")
@@ -93,7 +94,7 @@ def measure(contestant: str, folder: str, cache: str) -> None:
 
 
 def run(contestant: str, folder: Path, cache: Path) -> tuple[int, float, float, float]:
-    command = [sys.executable, __file__, "--measure", contestant, str(folder), str(cache)]
+    command = [sys.executable, "-m", "benchmarks.speed.data", "--measure", contestant, str(folder), str(cache)]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     return tuple(json.loads(done.stdout.splitlines()[-1]))
 

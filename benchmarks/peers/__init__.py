@@ -1,0 +1,1 @@
+"""Contestants that hf_xmc is measured beside."""

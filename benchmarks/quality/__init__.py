@@ -1,0 +1,1 @@
+"""What a method or a setting is worth, in metrics."""

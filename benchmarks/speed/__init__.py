@@ -1,0 +1,1 @@
+"""What a piece costs, in seconds and bytes."""
