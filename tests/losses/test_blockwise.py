@@ -17,7 +17,8 @@ from reference import losses as reference
 from torch import Tensor
 
 from hf_xmc.losses import blockwise, functional
-from hf_xmc.losses.streaming import chunks as streaming
+from hf_xmc.losses.streaming import chunks, statistics
+from hf_xmc.losses.streaming import plan as planning
 from hf_xmc.losses.streaming.top_scores import TopScores
 
 NAMES = ["decoupled_softmax", "info_nce", "info_nce_sum", "binary_cross_entropy", "soft_top_k"]
@@ -118,9 +119,9 @@ def test_one_query_and_one_label(name: str) -> None:
 @pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize("plan", PLANS)
 def test_every_plan_gives_the_dense_result(name: str, plan: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(streaming, "CPU_TILE_ENTRIES", 4096)
-    monkeypatch.setattr(streaming, "MIN_KEPT_ROWS", {"cpu": 1})
-    monkeypatch.setattr(streaming, "MAX_STREAMED_ROWS", {"cpu": 16})
+    monkeypatch.setattr(planning, "CPU_TILE_ENTRIES", 4096)
+    monkeypatch.setattr(planning, "MIN_KEPT_ROWS", {"cpu": 1})
+    monkeypatch.setattr(planning, "MAX_STREAMED_ROWS", {"cpu": 16})
     queries, labels = embeddings(37, 8, 0), embeddings(613, 8, 1)
     relevance, excluded = mask(37, 613, 0.02, 2), mask(37, 613, 0.01, 3)
     keywords = options(name, k=[3, 7.5])
@@ -129,14 +130,14 @@ def test_every_plan_gives_the_dense_result(name: str, plan: str, monkeypatch: py
 
 
 def test_the_plan_keeps_scores_only_where_a_useful_chunk_fits() -> None:
-    kept = streaming.make_plan(512, 65_536, 4, "cpu", memory_budget=2**26)
+    kept = planning.make_plan(512, 65_536, 4, "cpu", memory_budget=2**26)
     assert kept.keep_scores and kept.rows == 256
-    assert not streaming.make_plan(512, 65_536, 4, "cpu", memory_budget=2**20).keep_scores
-    assert not streaming.make_plan(512, 65_536, 4, "cpu", may_keep=False).keep_scores
+    assert not planning.make_plan(512, 65_536, 4, "cpu", memory_budget=2**20).keep_scores
+    assert not planning.make_plan(512, 65_536, 4, "cpu", may_keep=False).keep_scores
     for num_labels in (65_536, 10**8):
-        streamed_plan = streaming.make_plan(8192, num_labels, 4, "cpu", memory_budget=0)
+        streamed_plan = planning.make_plan(8192, num_labels, 4, "cpu", memory_budget=0)
         assert (streamed_plan.rows, streamed_plan.columns) == (1024, 256)
-    huge = streaming.make_plan(8192, 1_305_265, 4, "cuda")
+    huge = planning.make_plan(8192, 1_305_265, 4, "cuda")
     assert huge.rows * huge.columns * 4 <= 2**28
 
 
@@ -146,8 +147,8 @@ def test_the_plan_keeps_scores_only_where_a_useful_chunk_fits() -> None:
 def test_lower_precision_stays_near_float64(
     name: str, dtype: torch.dtype, tolerance: float, native: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(streaming, "cpu_prefers_bfloat16", lambda: native)
-    monkeypatch.setattr(streaming, "MAX_STREAMED_ROWS", {"cpu": 32})
+    monkeypatch.setattr(chunks, "cpu_prefers_bfloat16", lambda: native)
+    monkeypatch.setattr(planning, "MAX_STREAMED_ROWS", {"cpu": 32})
     queries, labels = embeddings(60, 32, 0, dtype), embeddings(2000, 32, 1, dtype)
     relevance = mask(60, 2000, 0.002, 2)
     keywords = options(name, k=5)
@@ -258,12 +259,12 @@ def test_streamed_threshold_sums_to_k(shape: str, k: int, dtype: torch.dtype) ->
     queries = torch.ones(1, 1, dtype=dtype)
     thresholds = []
 
-    def keep(chunk: streaming.Chunk, threshold: Tensor, scores: Tensor) -> Tensor:
+    def keep(chunk: chunks.Chunk, threshold: Tensor, scores: Tensor) -> Tensor:
         thresholds.append(threshold.detach().double())
         return scores.sum() * 0 + threshold.sum()
 
     task = blockwise._read(queries, labels, csr(torch.eye(1, num_labels)), 1.0, None, None, 0)
-    task.run(blockwise._Threshold(torch.tensor([[k]], dtype=dtype), 2.0), keep)
+    task.run(statistics.Threshold(torch.tensor([[k]], dtype=dtype), 2.0), keep)
     total = torch.sigmoid(2 * (values.to(dtype).double() + thresholds[0][0])).sum().item()
     assert total == pytest.approx(k, rel=1e-5 if dtype == torch.float32 else 1e-9)
 

@@ -49,11 +49,14 @@ def csr(mask: Tensor) -> tuple[Tensor, Tensor]:
 def interpret(path: str) -> None:
     """What the kernels give and what torch gives in float64, by name."""
     from hf_xmc.losses import blockwise, functional
-    from hf_xmc.losses.streaming import chunks as streaming
+    from hf_xmc.losses.streaming import chunks
     from hf_xmc.losses.streaming import triton_kernels as kernels
 
-    streaming.find_kernels = lambda queries: kernels
-    streaming.cpu_prefers_bfloat16 = lambda: True
+    chunks.kernels_can_run = lambda queries: True
+    chunks.cpu_prefers_bfloat16 = lambda: True
+    tiles_made = []
+    make_tile = kernels.derivative_tile
+    kernels.derivative_tile = lambda *arguments: tiles_made.append(0) or make_tile(*arguments)
     results = {}
     for dtype in DTYPES:
         queries, labels, hidden, positives = inputs(dtype)
@@ -71,21 +74,25 @@ def interpret(path: str) -> None:
         )
         offsets, factors = torch.stack([offset, -offset], dim=1) - 10, torch.rand(NUM_ROWS, 2) - 0.5
         grads = torch.rand(len(pairs[0])) + 1
-        for shape in streaming.Shape:
+        for shape in chunks.Shape:
             tiles = [
                 kernels.derivative_tile(
                     queries, labels, SCALE, *buckets, grads, int(shape), 0.5, offsets, factors, slice(start, stop)
                 )
                 for start, stop in ((0, 128), (128, NUM_LABELS))
             ]
-            derivative = streaming.Derivative(shape, 0.5, offsets.double(), factors.double())
+            derivative = chunks.Derivative(shape, 0.5, offsets.double(), factors.double())
             expected = derivative.of(masked, torch.empty_like(masked))
             expected[pairs] += grads
             results[shape.name, dtype] = (torch.cat(tiles, dim=1), expected)
         for name in NAMES[dtype]:
             options = {"k": 5} if name == "soft_top_k" else {}
             leaves = [part.clone().requires_grad_() for part in (queries, labels)]
-            loss = getattr(blockwise, name)(*leaves, csr(positives), scale=SCALE, excluded=csr(hidden), **options)
+            pairs_of = {"positives": csr(positives), "excluded": csr(hidden)}
+            num_tiles = len(tiles_made)
+            # No memory for scores: kept ones would be read without a kernel.
+            loss = getattr(blockwise, name)(*leaves, **pairs_of, scale=SCALE, memory_budget=0, **options)
+            assert len(tiles_made) > num_tiles
             loss.backward()
             wide = [part.double().requires_grad_() for part in (queries, labels)]
             dense = getattr(functional, name)(SCALE * wide[0] @ wide[1].T, positives, excluded=hidden, **options)

@@ -34,21 +34,12 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from hf_xmc.distributed import all_reduce
-from hf_xmc.losses.functional import NumTop, as_rows, as_sequence, check_k, or_one, solve_threshold
-from hf_xmc.losses.streaming.chunks import (
-    Batch,
-    Chunk,
-    Csr,
-    Derivative,
-    Gradients,
-    Pairs,
-    Shape,
-    Statistic,
-    StreamedLoss,
-    make_plan,
-    read_csr,
-)
-from hf_xmc.losses.streaming.top_scores import TopScores
+from hf_xmc.losses.functional import NumTop, as_rows, as_sequence, check_k, or_one
+from hf_xmc.losses.streaming.chunks import Batch, Chunk
+from hf_xmc.losses.streaming.loss import Gradients, Statistic, StreamedLoss
+from hf_xmc.losses.streaming.pairs import Csr, read_csr
+from hf_xmc.losses.streaming.plan import make_plan
+from hf_xmc.losses.streaming.statistics import LogSumExp, SoftplusSum, Threshold
 
 __all__ = ["binary_cross_entropy", "decoupled_softmax", "info_nce", "info_nce_sum", "log_denominators", "soft_top_k"]
 
@@ -66,21 +57,20 @@ def decoupled_softmax(
     label_norms: Tensor | None = None,
     memory_budget: int | None = None,
 ) -> Tensor:
-    """`functional.decoupled_softmax` over all labels. Arguments as at the head of this module, and:
+    """:func:`hf_xmc.losses.functional.decoupled_softmax` over all labels; see also the head of this module.
 
-    Args:
-        log_denominator: (B,) in nats, differentiable: log-sum-exp of further negatives that are not among `labels`,
-            such as the rest of a label table (`log_denominators`). -inf stands for none.
-        label_norms: (L,) is filled with |dloss/dz_j| of every label, also where `labels` needs no gradient.
+    ``log_denominator`` (B,) in nats, differentiable, is the log-sum-exp of further negatives that are not among
+    ``labels``, such as the rest of a label table (:func:`log_denominators`); -inf stands for none. ``label_norms``
+    (L,) is filled with |dloss/dz_j| of every label, also where ``labels`` needs no gradient.
 
     Returns:
         () the loss.
 
     Raises:
-        ValueError: if shapes, types or label ids do not fit.
+        ValueError: If shapes, types or label ids do not fit.
     """
     task = _read(queries, labels, positives, scale, excluded, group, memory_budget, hide_positives=True)
-    count = or_one(len(task.active) if num_rows is None else num_rows, task.weights)
+    count = task.divisor(num_rows)
 
     def terms(chunk: Chunk, own: Tensor, scores: Tensor, *further: Tensor) -> Tensor:
         # A finite floor in place of -inf, for which the gradient of logsumexp is NaN.
@@ -88,7 +78,7 @@ def decoupled_softmax(
         margin = scores - total[chunk.positives.rows]  # (nnz,)
         return (chunk.positives.weights * -F.logsigmoid(margin)).sum() / count
 
-    return task.run(_LogSumExp(), terms, log_denominator, label_norms)
+    return task.run(LogSumExp(), terms, log_denominator, label_norms)
 
 
 def info_nce(
@@ -102,9 +92,8 @@ def info_nce(
     num_rows: float | Tensor | None = None,
     memory_budget: int | None = None,
 ) -> Tensor:
-    """`functional.info_nce` (mean form, = SupCon) over all labels. Arguments as at the head of this module."""
-    task = _read(queries, labels, positives, scale, excluded, group, memory_budget)
-    return task.run(_LogSumExp(), _info_nce_terms(task, num_rows))
+    """:func:`hf_xmc.losses.functional.info_nce` (mean form, = SupCon) over all labels."""
+    return _info_nce(_read(queries, labels, positives, scale, excluded, group, memory_budget), num_rows)
 
 
 def info_nce_sum(
@@ -118,9 +107,9 @@ def info_nce_sum(
     num_rows: float | Tensor | None = None,
     memory_budget: int | None = None,
 ) -> Tensor:
-    """`functional.info_nce_sum` over all labels. Arguments as at the head of this module."""
-    task = _read(queries, labels, positives, scale, excluded, group, memory_budget, normalise=False)
-    return task.run(_LogSumExp(), _info_nce_terms(task, num_rows))
+    """:func:`hf_xmc.losses.functional.info_nce_sum` over all labels."""
+    task = _read(queries, labels, positives, scale, excluded, group, memory_budget, normalize=False)
+    return _info_nce(task, num_rows)
 
 
 def binary_cross_entropy(
@@ -134,20 +123,19 @@ def binary_cross_entropy(
     num_entries: float | Tensor | None = None,
     memory_budget: int | None = None,
 ) -> Tensor:
-    """`functional.binary_cross_entropy` over all labels. Arguments as at the head of this module, and:
+    """:func:`hf_xmc.losses.functional.binary_cross_entropy` over all labels.
 
-    Args:
-        num_entries: what to divide the sum by; default the number of pairs of a query and a label, on all ranks,
-            that are not excluded.
+    ``num_entries`` is what to divide the sum by; by default the number of pairs of a query and a label, on all ranks,
+    that are not excluded.
     """
-    task = _read(queries, labels, positives, scale, excluded, group, memory_budget, normalise=False, all_rows=True)
+    task = _read(queries, labels, positives, scale, excluded, group, memory_budget, normalize=False, all_rows=True)
     count = or_one(task.num_labels.sum() if num_entries is None else num_entries, task.weights)
 
     def terms(chunk: Chunk, softplus: Tensor, scores: Tensor) -> Tensor:
         # Every rank holds the same softplus sums and the ranks' terms are added up.
         return (softplus.sum() / chunk.batch.num_ranks - (chunk.positives.weights * scores).sum()) / count
 
-    return task.run(_SoftplusSum(), terms)
+    return task.run(SoftplusSum(), terms)
 
 
 def soft_top_k(
@@ -164,22 +152,20 @@ def soft_top_k(
     label_norms: Tensor | None = None,
     memory_budget: int | None = None,
 ) -> Tensor:
-    """`functional.soft_top_k` over all labels. Arguments as at the head of this module, and:
+    """:func:`hf_xmc.losses.functional.soft_top_k` over all labels.
 
-    Args:
-        k: the number of labels to retrieve: a number, a (B,) tensor, or a sequence of either (mean of their losses).
-        alpha: steepness of the membership probability, above 0.
-        label_norms: (L,) is filled with |dloss/dz_j| of every label, also where `labels` needs no gradient.
+    ``k`` is the number of labels to retrieve: a number, a (B,) tensor, or a sequence of either (mean of their losses);
+    ``alpha``, above 0, the steepness of the membership probability. ``label_norms`` as in :func:`decoupled_softmax`.
 
     Returns:
         () the loss.
 
     Raises:
-        ValueError: if shapes, types or label ids do not fit, or unless 0 < k < the row's number of labels, on all
+        ValueError: If shapes, types or label ids do not fit, or unless 0 < k < the row's number of labels, on all
             ranks, that are not excluded.
     """
     task = _read(queries, labels, positives, scale, excluded, group, memory_budget)
-    count = or_one(len(task.active) if num_rows is None else num_rows, task.weights)
+    count = task.divisor(num_rows)
     ks = torch.stack([as_rows(num_top, task.weights)[task.active] for num_top in as_sequence(k)], dim=1)  # (A, K)
     for num_top in ks.unbind(dim=1):
         check_k(num_top, task.num_labels[task.active])
@@ -188,7 +174,7 @@ def soft_top_k(
         logit = alpha * (scores[:, None] + threshold[chunk.positives.rows])  # (nnz, K)
         return (chunk.positives.weights * -F.logsigmoid(logit).mean(dim=1)).sum() / count
 
-    return task.run(_Threshold(ks, alpha), terms, label_norms=label_norms)
+    return task.run(Threshold(ks, alpha), terms, label_norms=label_norms)
 
 
 def log_denominators(
@@ -202,8 +188,8 @@ def log_denominators(
 ) -> Tensor:
     """a_i = log sum_j exp(scale x_i . z_j) over the labels that are not excluded for row i; -inf where none is left.
 
-    Differentiable in queries and, where they need a gradient, labels. Arguments as at the head of this module; with a
-    group, every rank gets the sum over all labels and must send back the same gradient.
+    Differentiable in queries and, where they need a gradient, labels. With a group, every rank gets the sum over all
+    labels and must send back the same gradient.
 
     Returns:
         (B,) in nats.
@@ -213,81 +199,12 @@ def log_denominators(
     return _LogDenominators.apply(queries, labels, task.batch)
 
 
-class _LogSumExp:
-    """a_i = lse_j S_ij over all ranks, and da_i/dS_ij = exp(S_ij - a_i)."""
-
-    def observe(self, chunk: Chunk) -> tuple[Tensor]:
-        return (_over_ranks(chunk, *chunk.log_sum_exp()),)
-
-    def derivative(self, observed: tuple[Tensor, ...], grad: Tensor) -> Derivative:
-        (own,) = observed
-        # A row without visible labels has S = a = -inf; with a = 0 its derivative is exp(-inf) = 0.
-        return Derivative(Shape.EXP, 1.0, -own.masked_fill(own == -torch.inf, 0)[:, None], grad[:, None])
-
-
-class _SoftplusSum:
-    """b_i = sum_j softplus(S_ij) over all ranks, and db_i/dS_ij = sigma(S_ij)."""
-
-    def observe(self, chunk: Chunk) -> tuple[Tensor]:
-        total = chunk.new_full(0)  # (R,)
-        for scores, _ in chunk.sweep():
-            total -= F.logsigmoid(-scores).sum(dim=1)
-        return (chunk.batch.sum(total),)
-
-    def derivative(self, observed: tuple[Tensor, ...], grad: Tensor) -> Derivative:
-        return Derivative(Shape.SIGMOID, 1.0, torch.zeros_like(grad)[:, None], grad[:, None])
-
-
-@dataclass(frozen=True)
-class _Threshold:
-    """t_i with sum_j sigma(alpha (S_ij + t_i)) = k_i for every column of k (A, K), the sum over all ranks.
-
-    dt_i/dS_ij = -v_ij / sum_j v_ij, v = sigma (1 - sigma). Observed are t and sum_j v_ij, each (R, K).
-    """
-
-    k: Tensor
-    alpha: float
-
-    def observe(self, chunk: Chunk) -> tuple[Tensor, Tensor]:
-        k = self.k[chunk.rows]  # (R, K)
-        # Below the m-th best score sigma <= k/m: with m = 12 k the three power sums are good to (1/11)^3.
-        summary = chunk.top_scores(max(32, int(12 * k.max())), self.alpha)
-        log_sum = _over_ranks(chunk, *(chunk.log_sum_exp(self.alpha) if summary is None else summary.log_sum()))
-        found = [self._solve(chunk, summary, log_sum, num_top) for num_top in k.unbind(dim=1)]
-        thresholds, slopes = zip(*found, strict=True)
-        return torch.stack(thresholds, dim=1), torch.stack(slopes, dim=1) / self.alpha
-
-    def derivative(self, observed: tuple[Tensor, ...], grad: Tensor) -> Derivative:
-        threshold, slope = observed
-        # On a plateau v and its sum underflow together: 0 / 0 becomes 0.
-        factor = -grad / slope.clamp_min(torch.finfo(slope.dtype).tiny)  # (R, K)
-        return Derivative(Shape.BELL, self.alpha, self.alpha * threshold, factor)
-
-    def _solve(self, chunk: Chunk, summary: TopScores | None, log_sum: Tensor, k: Tensor) -> tuple[Tensor, Tensor]:
-        def over_ranks(total: Tensor, slope: Tensor) -> tuple[Tensor, Tensor]:
-            both = chunk.batch.sum(torch.stack([total, slope]))
-            return both[0], both[1]
-
-        def by_sweep(threshold: Tensor) -> tuple[Tensor, Tensor]:
-            return over_ranks(*chunk.sigmoid_sums(threshold, self.alpha))
-
-        lower = (k.log() - log_sum) / self.alpha  # below the root, as sigma(u) < exp(u)
-        upper = torch.full_like(lower, torch.inf)
-        if summary is None:
-            return solve_threshold(by_sweep, lower, lower, upper, k)
-        threshold, slope = solve_threshold(lambda t: over_ranks(*summary.sums(t)), lower, lower, upper, k)
-        tolerance = 2e-6 if k.dtype == torch.float32 else 1e-12
-        if bool((chunk.batch.sum(summary.error(threshold)) > tolerance * k).any()):
-            threshold, slope = solve_threshold(by_sweep, threshold, lower, upper, k)
-        return threshold, slope
-
-
 class _LogDenominators(torch.autograd.Function):
     """a (B,) from queries (B, D) and labels (L, D)."""
 
     @staticmethod
     def forward(ctx, queries: Tensor, labels: Tensor, batch: Batch) -> Tensor:
-        found = [_LogSumExp().observe(chunk)[0] for chunk in batch.chunks()]
+        found = [LogSumExp().observe(chunk)[0] for chunk in batch.chunks()]
         result = torch.cat(found) if found else queries.new_zeros(0, dtype=batch.wide)
         ctx.batch = batch
         ctx.save_for_backward(result)
@@ -298,8 +215,8 @@ class _LogDenominators(torch.autograd.Function):
         (result,) = ctx.saved_tensors
         gradients = Gradients.empty(ctx.batch, *ctx.needs_input_grad[:2])
         for chunk in ctx.batch.chunks():
-            derivative = _LogSumExp().derivative((result[chunk.rows],), grad[chunk.rows])
-            chunk.accumulate(derivative, chunk.new_full(0)[:0], gradients)
+            derivative = LogSumExp().derivative((result[chunk.rows],), grad[chunk.rows])
+            gradients.add(chunk, derivative, chunk.new_full(0)[:0])
         return (*gradients.finish(ctx.batch), None)
 
 
@@ -317,6 +234,10 @@ class _Task:
     active: Tensor
     weights: Tensor
     num_labels: Tensor
+
+    def divisor(self, num_rows: float | Tensor | None) -> Tensor:
+        """What to divide a sum over rows by: ``num_rows``, by default the rows that have a positive."""
+        return or_one(len(self.active) if num_rows is None else num_rows, self.weights)
 
     def run(
         self,
@@ -346,18 +267,15 @@ def _read(
     group: dist.ProcessGroup | None,
     memory_budget: int | None,
     hide_positives: bool = False,
-    normalise: bool = True,
+    normalize: bool = True,
     all_rows: bool = False,
 ) -> _Task:
-    if queries.dim() != 2 or labels.dim() != 2 or queries.shape[1] != labels.shape[1]:
-        raise ValueError(
-            f"got queries {tuple(queries.shape)} and labels {tuple(labels.shape)}, expected (B, D) and (L, D)"
-        )
-    if queries.dtype != labels.dtype or not queries.is_floating_point() or queries.device != labels.device:
-        raise ValueError(
-            f"queries ({queries.dtype} on {queries.device}) and labels ({labels.dtype} on {labels.device}) must share "
-            "one floating type and one device; convert one of them"
-        )
+    """The checked arguments of a loss.
+
+    ``hide_positives`` takes the positives out of what a sweep sees, ``normalize`` makes a row's weights sum to 1 and
+    ``all_rows`` keeps the rows without a positive.
+    """
+    _check(queries, labels)
     num_rows, num_labels = len(queries), len(labels)
     wide = queries.detach().new_zeros(0, dtype=torch.promote_types(queries.dtype, torch.float32))
     pairs = read_csr(positives, num_rows, num_labels, wide, "positives")
@@ -369,14 +287,15 @@ def _read(
     weights = all_reduce(wide.new_zeros(num_rows).index_add_(0, pairs.rows, pairs.weights), group)  # (B,)
     visible = num_labels - hidden.rows.bincount(minlength=num_rows)  # (B,)
     active = torch.arange(num_rows, device=wide.device) if all_rows else weights.nonzero().squeeze(1)  # (A,)
-    if normalise:
-        pairs = Pairs(pairs.rows, pairs.columns, pairs.weights / weights[pairs.rows])
+    if normalize:
+        pairs = replace(pairs, weights=pairs.weights / weights[pairs.rows])
     if hide_positives:
         hidden = hidden.join(pairs)
     if len(active) < num_rows:
         queries = queries[active]
         place = torch.full_like(visible, -1).index_copy_(0, active, torch.arange(len(active), device=wide.device))
-        pairs, hidden = (Pairs(place[p.rows], p.columns, p.weights)[place[p.rows] >= 0] for p in (pairs, hidden))
+        pairs, hidden = (replace(p, rows=place[p.rows])[place[p.rows] >= 0] for p in (pairs, hidden))
+    # Ranks meet once a chunk, so shards of different size must not be cut into different numbers of them.
     plan = make_plan(
         len(active), num_labels, wide.element_size(), wide.device.type, memory_budget, may_keep=group is None
     )
@@ -384,16 +303,22 @@ def _read(
     return _Task(batch, queries, labels, active, weights, all_reduce(visible, group))
 
 
-def _over_ranks(chunk: Chunk, largest: Tensor, total: Tensor) -> Tensor:
-    """The log-sum-exp (R,) of all ranks from the largest value and the scaled sum of each."""
-    overall = chunk.batch.max(largest)  # (R,)
-    return overall + chunk.batch.sum(total * (largest - overall).exp()).log()
+def _check(queries: Tensor, labels: Tensor) -> None:
+    if queries.dim() != 2 or labels.dim() != 2 or queries.shape[1] != labels.shape[1]:
+        raise ValueError(
+            f"got queries {tuple(queries.shape)} and labels {tuple(labels.shape)}, expected (B, D) and (L, D)"
+        )
+    if queries.dtype != labels.dtype or not queries.is_floating_point() or queries.device != labels.device:
+        raise ValueError(
+            f"queries ({queries.dtype} on {queries.device}) and labels ({labels.dtype} on {labels.device}) must share "
+            "one floating type and one device; convert one of them"
+        )
 
 
-def _info_nce_terms(task: _Task, num_rows: float | Tensor | None) -> Callable[..., Tensor]:
-    count = or_one(len(task.active) if num_rows is None else num_rows, task.weights)
+def _info_nce(task: _Task, num_rows: float | Tensor | None) -> Tensor:
+    count = task.divisor(num_rows)
 
     def terms(chunk: Chunk, total: Tensor, scores: Tensor) -> Tensor:
         return (chunk.positives.weights * (total[chunk.positives.rows] - scores)).sum() / count
 
-    return terms
+    return task.run(LogSumExp(), terms)

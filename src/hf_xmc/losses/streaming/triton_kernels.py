@@ -12,6 +12,7 @@ Axes: R rows, L labels, D dims, K columns of offset and factor.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import triton
@@ -56,7 +57,7 @@ def log_sum_exp(queries: Tensor, labels: Tensor, scale: float, hidden: Buckets) 
         queries: (R, D) bfloat16 or float32.
         labels: (L, D) of the same type.
         scale: S = scale * queries @ labels.T.
-        hidden: pairs whose score counts as -inf.
+        hidden: Pairs whose score counts as -inf.
     """
     largest, total = _reduce(queries, labels, scale, hidden, None, 1.0)
     overall = largest.amax(dim=0)  # (R,)
@@ -90,17 +91,19 @@ def derivative_tile(
         queries: (R, D).
         labels: (L, D), all of them.
         scale: S = scale * queries @ labels.T.
-        hidden: pairs whose score counts as -inf.
-        positives, grad_positives: pairs, and (nnz,) what to add there, in the order the pairs were given in.
+        hidden: Pairs whose score counts as -inf.
+        positives: Pairs with a part of their own.
+        grad_positives: (nnz,) what to add there, in the order the pairs were given in.
         shape: EXP, SIGMOID or BELL = sigma (1 - sigma).
-        alpha, offset, factor: a number, (R, K) and (R, K).
-        tile: which labels; begins at a multiple of BLOCK_LABELS.
+        alpha: Factor of the scores.
+        offset: (R, K).
+        factor: (R, K).
+        tile: Which labels; begins at a multiple of BLOCK_LABELS.
 
     Returns:
         (R, T) in the type of queries.
     """
-    num_rows, dim = queries.shape
-    width = tile.stop - tile.start
+    num_rows, width = len(queries), tile.stop - tile.start
     if tile.start % BLOCK_LABELS:
         raise ValueError(f"a tile must begin at a multiple of {BLOCK_LABELS}, got {tile.start}")
     out = torch.empty(num_rows, width, dtype=queries.dtype, device=queries.device)
@@ -126,13 +129,7 @@ def derivative_tile(
         alpha,
         SHAPE=shape,
         K=offset.shape[1],
-        DIM=dim,
-        BLOCK_ROWS=BLOCK_ROWS,
-        BLOCK_LABELS=BLOCK_LABELS,
-        BLOCK_DIMS=BLOCK_DIMS,
-        PRECISION="ieee" if queries.dtype == torch.float32 else "tf32",
-        WIDEN=triton.knobs.runtime.interpret,
-        num_warps=8,
+        **_launch_options(queries),
     )
     return out
 
@@ -141,7 +138,7 @@ def _reduce(
     queries: Tensor, labels: Tensor, scale: float, hidden: Buckets, offset: Tensor | None, alpha: float
 ) -> tuple[Tensor, Tensor]:
     """Two numbers for every row and split of the labels, each (splits, R): those of a log-sum-exp, or sigmoid sums."""
-    num_rows, dim = queries.shape
+    num_rows = len(queries)
     num_blocks, num_tiles = triton.cdiv(num_rows, BLOCK_ROWS), triton.cdiv(len(labels), BLOCK_LABELS)
     num_splits = max(1, min(num_tiles, triton.cdiv(MIN_PROGRAMS, num_blocks)))
     first = torch.empty(num_splits, num_rows, dtype=torch.float32, device=queries.device)
@@ -161,23 +158,33 @@ def _reduce(
         scale,
         alpha,
         SIGMOIDS=offset is not None,
-        DIM=dim,
-        BLOCK_ROWS=BLOCK_ROWS,
-        BLOCK_LABELS=BLOCK_LABELS,
-        BLOCK_DIMS=BLOCK_DIMS,
-        PRECISION="ieee" if queries.dtype == torch.float32 else "tf32",
-        WIDEN=triton.knobs.runtime.interpret,
-        num_warps=8,
+        **_launch_options(queries),
     )
     return first, second
+
+
+def _launch_options(queries: Tensor) -> dict[str, Any]:
+    return {
+        "DIM": queries.shape[1],
+        "BLOCK_ROWS": BLOCK_ROWS,
+        "BLOCK_LABELS": BLOCK_LABELS,
+        "BLOCK_DIMS": BLOCK_DIMS,
+        "PRECISION": "ieee" if queries.dtype == torch.float32 else "tf32",
+        "WIDEN": triton.knobs.runtime.interpret,
+        "num_warps": 8,
+    }
 
 
 @triton.jit
 def _score_tile(
     queries,
     labels,
+    hidden_rows,
+    hidden_columns,
+    hidden_starts,
     rows,
     columns,
+    bucket,
     num_rows,
     num_labels,
     scale,
@@ -188,7 +195,7 @@ def _score_tile(
     PRECISION: tl.constexpr,
     WIDEN: tl.constexpr,
 ):
-    """S for rows (BLOCK_ROWS,) and columns (BLOCK_LABELS,); -inf beyond the last label."""
+    """S for rows (BLOCK_ROWS,) and columns (BLOCK_LABELS,); -inf beyond the last label and at the bucket's pairs."""
     scores = tl.zeros((BLOCK_ROWS, BLOCK_LABELS), dtype=tl.float32)
     # R x D and L x D may pass 2^31.
     row_start = rows.to(tl.int64)[:, None] * DIM
@@ -206,15 +213,10 @@ def _score_tile(
         if WIDEN:  # the interpreter multiplies the bits of bfloat16 as integers
             query, label = query.to(tl.float32), label.to(tl.float32)
         scores = tl.dot(query, label, scores, input_precision=PRECISION)
-    return tl.where(columns[None, :] < num_labels, scores * scale, float("-inf"))
-
-
-@triton.jit
-def _hide(scores, rows, columns, pair_rows, pair_columns, begin, end):
-    """-inf at the pairs from begin to end."""
-    for pair in range(begin, end):
-        row = tl.load(pair_rows + pair)
-        column = tl.load(pair_columns + pair)
+    scores = tl.where(columns[None, :] < num_labels, scores * scale, float("-inf"))
+    for pair in range(tl.load(hidden_starts + bucket), tl.load(hidden_starts + bucket + 1)):
+        row = tl.load(hidden_rows + pair)
+        column = tl.load(hidden_columns + pair)
         scores = tl.where((rows[:, None] == row) & (columns[None, :] == column), float("-inf"), scores)
     return scores
 
@@ -254,11 +256,16 @@ def _reduce_kernel(
         shift = tl.load(offset + rows, mask=rows < num_rows, other=0.0)
     for tile in range(split * tiles_per_split, tl.minimum((split + 1) * tiles_per_split, num_tiles)):
         columns = tile * BLOCK_LABELS + tl.arange(0, BLOCK_LABELS)
+        bucket = block.to(tl.int64) * num_tiles + tile
         scores = _score_tile(
             queries,
             labels,
+            hidden_rows,
+            hidden_columns,
+            hidden_starts,
             rows,
             columns,
+            bucket,
             num_rows,
             num_labels,
             scale,
@@ -269,10 +276,6 @@ def _reduce_kernel(
             PRECISION,
             WIDEN,
         )
-        bucket = block.to(tl.int64) * num_tiles + tile
-        begin = tl.load(hidden_starts + bucket)
-        end = tl.load(hidden_starts + bucket + 1)
-        scores = _hide(scores, rows, columns, hidden_rows, hidden_columns, begin, end)
         if SIGMOIDS:
             probability = tl.sigmoid(alpha * scores + shift[:, None])
             one += tl.sum(probability, axis=1)
@@ -320,11 +323,16 @@ def _derivative_kernel(
     num_tiles = tl.cdiv(num_labels, BLOCK_LABELS)
     rows = block * BLOCK_ROWS + tl.arange(0, BLOCK_ROWS)
     columns = tile * BLOCK_LABELS + tl.arange(0, BLOCK_LABELS)
+    bucket = block.to(tl.int64) * num_tiles + tile
     scores = _score_tile(
         queries,
         labels,
+        hidden_rows,
+        hidden_columns,
+        hidden_starts,
         rows,
         columns,
+        bucket,
         num_rows,
         num_labels,
         scale,
@@ -335,10 +343,6 @@ def _derivative_kernel(
         PRECISION,
         WIDEN,
     )
-    bucket = block.to(tl.int64) * num_tiles + tile
-    begin = tl.load(hidden_starts + bucket)
-    end = tl.load(hidden_starts + bucket + 1)
-    scores = _hide(scores, rows, columns, hidden_rows, hidden_columns, begin, end)
     result = tl.zeros((BLOCK_ROWS, BLOCK_LABELS), dtype=tl.float32)
     for top in tl.static_range(K):
         shift = tl.load(offset + rows * K + top, mask=rows < num_rows, other=0.0)
@@ -351,9 +355,7 @@ def _derivative_kernel(
             if SHAPE == BELL:
                 value = value * (1 - value)
         result += weight[:, None] * value
-    begin = tl.load(positive_starts + bucket)
-    end = tl.load(positive_starts + bucket + 1)
-    for pair in range(begin, end):
+    for pair in range(tl.load(positive_starts + bucket), tl.load(positive_starts + bucket + 1)):
         row = tl.load(positive_rows + pair)
         column = tl.load(positive_columns + pair)
         grad = tl.load(grad_positives + pair)
