@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
@@ -9,7 +10,15 @@ import torch.nn.functional as F
 from toys import WORDS, make_bert_encoder, make_static_encoder, make_words_data
 
 from hf_xmc import XMCDataCollator, XMCEncoder, XMCTrainer, XMCTrainingArguments
-from hf_xmc.losses import AllLabelsLoss, CachedDecoupledSoftmaxLoss, DecoupledSoftmaxLoss, blockwise, functional
+from hf_xmc.losses import (
+    AllLabelsLoss,
+    CachedDecoupledSoftmaxLoss,
+    CachedSoftTopKLoss,
+    DecoupledSoftmaxLoss,
+    SoftTopKLoss,
+    blockwise,
+    functional,
+)
 
 
 def batch_of(encoder: XMCEncoder, pool: bool, label_ids: list[list[int]]) -> tuple[list[dict], torch.Tensor]:
@@ -57,18 +66,29 @@ def test_equals_the_dense_loss_over_the_whole_label_table(kind: str, name: str, 
     torch.testing.assert_close(gradient(encoder), expected, atol=1e-9, rtol=0)
 
 
-def test_gradient_caching_changes_neither_value_nor_gradient_also_with_dropout_off(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("plain", "cached"),
+    [
+        (DecoupledSoftmaxLoss, partial(CachedDecoupledSoftmaxLoss, mini_batch_size=2)),
+        (partial(SoftTopKLoss, k=[1, 2]), partial(CachedSoftTopKLoss, k=[1, 2], mini_batch_size=2)),
+    ],
+    ids=["decoupled softmax", "soft top-k"],
+)
+def test_gradient_caching_changes_neither_value_nor_gradient_also_with_dropout_off(
+    plain: Callable, cached: Callable, tmp_path: Path
+) -> None:
     encoder = make_bert_encoder(tmp_path / "bert").double()
     runs = []
-    for make in (DecoupledSoftmaxLoss, partial(CachedDecoupledSoftmaxLoss, mini_batch_size=2)):
+    for make in (plain, cached):
         features, labels = batch_of(encoder, True, [[2, 4], [8, 9, 16], [], [0]])
         encoder.zero_grad()
         value = make(encoder)(features, labels)
         value.backward()
         runs.append((value.detach(), gradient(encoder)))
+    assert runs[0][1].abs().max() > 1e-3
     torch.testing.assert_close(runs[0], runs[1], atol=1e-10, rtol=0)
     with pytest.raises(ValueError, match="a static encoder needs no gradient caching"):
-        CachedDecoupledSoftmaxLoss(make_static_encoder())
+        cached(make_static_encoder())
 
 
 @pytest.mark.parametrize("kind", ["static", "bert"])

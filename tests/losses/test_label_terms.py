@@ -12,7 +12,7 @@ from toys import WORDS, make_bert_encoder, make_static_encoder, make_words_data
 
 from hf_xmc import XMCDataCollator, XMCEncoder, XMCTrainer, XMCTrainingArguments
 from hf_xmc.data.gandalf import label_rows, self_label_rows
-from hf_xmc.losses import LabelNeighbours, LabelTerms, UnifiedLoss
+from hf_xmc.losses import LabelNeighbors, LabelTerms, UnifiedLoss
 from hf_xmc.losses.functional import decoupled_softmax
 
 # Labels 3 and 5 have one text; label 16 co-occurs with nothing.
@@ -53,19 +53,19 @@ def make_batch(encoder: XMCEncoder, filters: bool = True) -> tuple[list[dict], t
     return columns, batch["label"]
 
 
-def neighbours_of_each_label() -> tuple[LabelNeighbours, list[dict[int, float]]]:
-    neighbours = LabelNeighbours(len(WORDS), 3, min_cosine=0.4)
+def neighbors_of_each_label() -> tuple[LabelNeighbors, list[dict[int, float]]]:
+    neighbors = LabelNeighbors(len(WORDS), 3, min_cosine=0.4)
     rng = np.random.default_rng(1)
     ids = np.stack([rng.choice([i for i in range(len(WORDS)) if i != j], 3, replace=False) for j in range(len(WORDS))])
     ids[4, 1:] = -1
     cosines = rng.uniform(0.2, 1, ids.shape).astype(np.float32)
-    neighbours.write(ids, cosines)
+    neighbors.write(ids, cosines)
     kept = [
         {int(i): float(c) for i, c in zip(a, b, strict=True) if i >= 0 and c >= 0.4}
         for a, b in zip(ids, cosines, strict=True)
     ]
     assert 0 < sum(map(len, kept)) < 3 * len(WORDS) - 2  # some, and some below the least cosine
-    return neighbours, kept
+    return neighbors, kept
 
 
 @pytest.mark.parametrize("similarity", [None, 0.0, 0.3, 1.0])
@@ -74,11 +74,11 @@ def test_terms_equal_the_loops_in_value_and_gradient(encoder: XMCEncoder, simila
     ids = features[1]["ids"].tolist()
     assert {3, 5} <= set(ids) and 8 < len(ids) < len(WORDS)
     counts = label_rows(truth())
-    expected, neighbours = counts.toarray().tolist(), None
+    expected, neighbors = counts.toarray().tolist(), None
     if similarity is not None:
-        neighbours, kept = neighbours_of_each_label()
+        neighbors, kept = neighbors_of_each_label()
         expected = slow_mixed_targets(expected, kept, similarity)
-    terms = LabelTerms(counts, 0.5, 2.0, neighbours, 0.5 if similarity is None else similarity)
+    terms = LabelTerms(counts, 0.5, 2.0, neighbors, 0.5 if similarity is None else similarity)
     loss = UnifiedLoss(encoder, scale=5.0, encoder_weight=0.3, label_terms=terms)
     values = loss(features, labels)
     names = [n for n, p in encoder.named_parameters() if p.requires_grad]
@@ -148,14 +148,14 @@ def test_labels_that_never_co_occur_give_the_dual_encoder_nothing_to_learn(encod
 
 def test_relevance_mixes_counts_and_cosines_and_keeps_a_diagonal_of_1() -> None:
     counts = label_rows(truth())
-    neighbours = LabelNeighbours(len(WORDS), 2)
-    terms = LabelTerms(counts, neighbours=neighbours, similarity_weight=0.25)
+    neighbors = LabelNeighbors(len(WORDS), 2)
+    terms = LabelTerms(counts, neighbors=neighbors, similarity_weight=0.25)
     own, pool = torch.tensor([2, 16]), torch.tensor([1, 2, 3, 16])
     before = [[0.5, 1, 0.25, 0], [0, 0, 0, 1]]
     assert terms.relevance(own, pool).tolist() == before  # counts alone until the first refresh
     ids, cosines = np.full((len(WORDS), 2), -1), np.zeros((len(WORDS), 2))
     ids[2], cosines[2], ids[16], cosines[16] = [3, 16], [0.8, 0.49], [0, 1], [0.9, 0.6]
-    neighbours.write(ids, cosines)
+    neighbors.write(ids, cosines)
     expected = torch.tensor([[0.375, 1, 0.75 * 0.25 + 0.25 * 0.8, 0], [0.25 * 0.6, 0, 0, 1]])
     torch.testing.assert_close(terms.relevance(own, pool), expected)
 
@@ -187,25 +187,25 @@ def test_the_term_draws_labels_of_the_same_rows_together() -> None:
     assert after[0] - after[1] > before[0] - before[1] + 0.2
 
 
-def test_the_trainer_refreshes_neighbours_and_counts_stay_until_then(tmp_path: Path) -> None:
+def test_the_trainer_refreshes_neighbors_and_counts_stay_until_then(tmp_path: Path) -> None:
     encoder = make_static_encoder()
     data = make_words_data()
-    neighbours = LabelNeighbours(len(WORDS), 4, min_cosine=0.05)
-    terms = LabelTerms(label_rows(data.to_csr("train")), neighbours=neighbours)
+    neighbors = LabelNeighbors(len(WORDS), 4, min_cosine=0.05)
+    terms = LabelTerms(label_rows(data.to_csr("train")), neighbors=neighbors)
     args = XMCTrainingArguments(
         output_dir=str(tmp_path), use_cpu=True, report_to="none", disable_tqdm=True, num_train_epochs=3,
         per_device_train_batch_size=16, refresh_epochs=2, save_strategy="no", learning_rate=1e-9,
     )  # fmt: skip
     trainer = XMCTrainer(encoder, args, data, UnifiedLoss(encoder, label_terms=terms))
-    assert neighbours.is_empty
+    assert neighbors.is_empty
     trainer.train()
     vectors = encoder.label_vectors(WORDS)
-    for j, (ids, cosines) in enumerate(zip(neighbours.ids.tolist(), neighbours.cosines.tolist(), strict=True)):
+    for j, (ids, cosines) in enumerate(zip(neighbors.ids.tolist(), neighbors.cosines.tolist(), strict=True)):
         scored = sorted(((float(vectors[j] @ z), i) for i, z in enumerate(vectors) if i != j), reverse=True)[:4]
         kept = [(c, i) for c, i in scored if c >= 0.05]
         assert [i for i in ids if i >= 0] == [i for _, i in kept]
         np.testing.assert_allclose(cosines[: len(kept)], [c for c, _ in kept], atol=1e-5)
-    assert not neighbours.is_empty
+    assert not neighbors.is_empty
 
 
 @pytest.mark.parametrize(
@@ -216,10 +216,10 @@ def test_the_trainer_refreshes_neighbours_and_counts_stay_until_then(tmp_path: P
         (lambda: LabelTerms(self_label_rows(sp.csr_matrix((1, 3))), -1.0), "encoder_weight -1"),
         (lambda: LabelTerms(self_label_rows(sp.csr_matrix((1, 3))), similarity_weight=1.5), "similarity_weight 1.5"),
         (
-            lambda: LabelTerms(self_label_rows(sp.csr_matrix((1, 3))), neighbours=LabelNeighbours(4)),
-            "beside neighbours of 4 labels",
+            lambda: LabelTerms(self_label_rows(sp.csr_matrix((1, 3))), neighbors=LabelNeighbors(4)),
+            "beside neighbors of 4 labels",
         ),
-        (lambda: LabelNeighbours(3, min_cosine=1.0), "min_cosine 1.0"),
+        (lambda: LabelNeighbors(3, min_cosine=1.0), "min_cosine 1.0"),
         (
             lambda: LabelTerms(self_label_rows(sp.csr_matrix((1, 3)))).relevance(
                 torch.tensor([0]), torch.tensor([0, 3])
@@ -234,12 +234,12 @@ def test_bad_input_is_an_error(make, message: str) -> None:
 
 
 def test_the_settings_reach_the_card() -> None:
-    terms = LabelTerms(self_label_rows(sp.csr_matrix((1, 3))), 0.5, 0.0, LabelNeighbours(3, 7, 0.6), 0.25)
+    terms = LabelTerms(self_label_rows(sp.csr_matrix((1, 3))), 0.5, 0.0, LabelNeighbors(3, 7, 0.6), 0.25)
     config = UnifiedLoss(make_static_encoder(), encoder_loss=decoupled_softmax, label_terms=terms).get_config_dict()
     assert config["label_terms"] == {
         "encoder_weight": 0.5,
         "classifier_weight": 0.0,
         "similarity_weight": 0.25,
-        "num_neighbours": 7,
+        "num_neighbors": 7,
         "min_cosine": 0.6,
     }

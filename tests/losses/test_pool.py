@@ -118,6 +118,11 @@ def test_an_anchor_that_a_batch_repeats_shares_its_positives() -> None:
     assert relevant.tolist() == [[True, False, True], [False, True, False], [True, False, True]]
 
 
+def test_candidates_with_ids_need_the_label_ids_of_the_rows() -> None:
+    with pytest.raises(ValueError, match="needs the label ids of its rows, got None"):
+        PoolTargets.from_features([{}, {"ids": torch.tensor([1])}], None)
+
+
 def test_equal_texts_have_equal_keys_however_they_are_padded() -> None:
     flat = {"input_ids": torch.tensor([5, 6, 7, 5, 6, 7, 6, 5]), "offsets": torch.tensor([0, 3, 6])}
     a, b, c = text_keys(flat).tolist()

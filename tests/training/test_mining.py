@@ -10,7 +10,7 @@ from toys import make_bert_encoder, make_static_encoder, make_words_data
 
 from hf_xmc import XMCEncoder, XMCTrainer, XMCTrainingArguments
 from hf_xmc.data.gandalf import label_rows
-from hf_xmc.losses import LabelNeighbours, LabelTerms, UnifiedLoss
+from hf_xmc.losses import LabelNeighbors, LabelTerms, UnifiedLoss
 from hf_xmc.training.mining import MiningCallback, mine_hard_negatives, nearest_labels
 
 
@@ -63,7 +63,7 @@ def make_trainer(encoder: XMCEncoder, out: Path, **kwargs: object) -> XMCTrainer
         logging_steps=1, weight_decay=0.01, **kwargs,
     )  # fmt: skip
     data = make_words_data()
-    terms = LabelTerms(label_rows(data.to_csr("train")), neighbours=LabelNeighbours(17, 3, min_cosine=0.1))
+    terms = LabelTerms(label_rows(data.to_csr("train")), neighbors=LabelNeighbors(17, 3, min_cosine=0.1))
     loss = UnifiedLoss(encoder, symmetric_weight=0.5, bce_weight=1.0, label_terms=terms)
     return XMCTrainer(encoder, args, data, loss)
 
@@ -90,9 +90,9 @@ def test_a_run_killed_in_mid_epoch_resumes_to_the_numbers_of_an_uninterrupted_on
     for (name, ours), theirs in zip(again.model.named_parameters(), whole.model.parameters(), strict=True):
         np.testing.assert_array_equal(ours.detach().numpy(), theirs.detach().numpy(), err_msg=name)
     assert torch.equal(again.miner.mined, whole.miner.mined)
-    assert torch.equal(again.miner.neighbours.ids, whole.miner.neighbours.ids)
-    assert torch.equal(again.miner.neighbours.cosines, whole.miner.neighbours.cosines)
-    assert not whole.miner.neighbours.is_empty
+    assert torch.equal(again.miner.neighbors.ids, whole.miner.neighbors.ids)
+    assert torch.equal(again.miner.neighbors.cosines, whole.miner.neighbors.cosines)
+    assert not whole.miner.neighbors.is_empty
     losses = [[e["loss"] for e in t.state.log_history if "loss" in e] for t in (whole, again)]
     assert losses[0] == losses[1]
 

@@ -8,19 +8,20 @@ from typing import Any
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
+from sentence_transformers import SentenceTransformer
 from sentence_transformers.base.losses.gradcache import CachedLossMixin, has_static_embedding_input
 from torch import Tensor, nn
 
 from hf_xmc.distributed import PAD, is_distributed, pad_gather
 from hf_xmc.losses import blockwise
 from hf_xmc.losses.pool.decoupled_softmax import DecoupledSoftmaxLoss
-from hf_xmc.losses.pool.targets import to_csr
+from hf_xmc.losses.pool.targets import places, to_csr
 
 
 class AllLabelsLoss(CachedLossMixin, nn.Module):
     """A loss over all L labels, each encoded in every step with gradient caching (dist-de-all of Gupta et al., 2024).
 
-    The label texts are tokenised once, here, in groups of like length. With W ranks each encodes its own L / W labels;
+    The label texts are tokenized once, here, in groups of like length. With W ranks each encodes its own L / W labels;
     queries and per-row sums are exchanged, the label vectors never are. Values and gradients are those of the dense
     loss over all labels on the whole batch.
 
@@ -34,21 +35,22 @@ class AllLabelsLoss(CachedLossMixin, nn.Module):
     Inputs: batches of an ``XMCDataCollator(pool=False)``, which :class:`~hf_xmc.XMCTrainer` makes for this loss.
 
     Raises:
-        ValueError: if there are fewer labels than ranks.
+        ValueError: If there are fewer labels than ranks.
     """
 
     uses_pool = False
+    place: Tensor
 
     def __init__(
         self,
-        model: nn.Module,
+        model: SentenceTransformer,
         label_texts: Sequence[str],
         loss: Callable[..., Tensor] = blockwise.decoupled_softmax,
         scale: float = 20.0,
         mini_batch_size: int = 256,
     ) -> None:
         super().__init__()
-        self.model = model
+        self.model: nn.Module = model
         self.loss = loss
         self.scale = scale
         self.mini_batch_size = mini_batch_size
@@ -64,17 +66,17 @@ class AllLabelsLoss(CachedLossMixin, nn.Module):
         order = sorted(range(len(texts)), key=lambda i: len(texts[i]))
         size = len(texts) if self.is_static else mini_batch_size
         self.label_features = [
-            model[0].preprocess([texts[i] for i in order[start : start + size]], prompt=prompt, task="document")
+            model.preprocess([texts[i] for i in order[start : start + size]], prompt=prompt, task="document")
             for start in range(0, len(texts), size)
         ]
-        place = torch.full((self.num_labels,), PAD)  # label id -> row of this rank's table
-        place[shard[order]] = torch.arange(len(texts))
-        self.register_buffer("place", place, persistent=False)
+        # Label id -> row of this rank's table.
+        self.register_buffer("place", places(shard[order], self.num_labels), persistent=False)
 
-    def forward(self, sentence_features: Iterable[dict[str, Any]], labels: Tensor | None = None) -> Tensor:
+    def forward(self, sentence_features: Iterable[dict[str, Any]], labels: Tensor) -> Tensor:
+        """The loss () of a batch; ``labels`` (B, P) int64 are ids, padded with -1."""
         query = dict(next(iter(sentence_features)))
-        extra = {key: query.pop(key, None) for key in ("filter_ids", "label_weights")}
-        targets = (labels, extra["label_weights"], extra["filter_ids"])
+        # Any: the host hands them on unread.
+        targets: Any = (labels, query.pop("label_weights", None), query.pop("filter_ids", None))
         device = labels.device
         groups = [{k: v.to(device) if isinstance(v, Tensor) else v for k, v in g.items()} for g in self.label_features]
         if not self.is_static:
@@ -83,6 +85,7 @@ class AllLabelsLoss(CachedLossMixin, nn.Module):
         return self._table_loss(vectors[0], torch.cat(vectors[1:]), targets)
 
     def calculate_loss(self, reps: list[list[Tensor]], labels: Any = None, *, with_backward: bool = False) -> Tensor:
+        """The loss of all vectors, given in parts a column; ``labels`` are ids, weights and filtered ids."""
         queries, *table = [torch.cat(column) for column in reps]
         loss = self._table_loss(queries, torch.cat(table), labels)
         if with_backward:
@@ -93,11 +96,10 @@ class AllLabelsLoss(CachedLossMixin, nn.Module):
     def _table_loss(
         self, queries: Tensor, table: Tensor, targets: tuple[Tensor, Tensor | None, Tensor | None]
     ) -> Tensor:
-        """queries: (B, D) of this rank; table: (L_rank, D). Returns the loss over all queries and labels."""
+        """The loss () over all queries and labels, from queries (B, D) and labels (L_rank, D) of this rank."""
         queries, table = F.normalize(queries, dim=-1), F.normalize(table, dim=-1)
         positive_ids, weights, filter_ids = targets
-        group = None
-        world_size = 1
+        group, world_size = None, 1
         if is_distributed():
             group, world_size = dist.group.WORLD, dist.get_world_size()
             # Only this rank's rows carry a gradient: the loss returns the whole one for them.
@@ -112,6 +114,7 @@ class AllLabelsLoss(CachedLossMixin, nn.Module):
         return loss + (world_size - 1) * (loss - loss.detach())
 
     def get_config_dict(self) -> dict[str, Any]:
+        """The settings that a model card shows."""
         name = getattr(self.loss, "__name__", None) or getattr(self.loss, "func", self.loss).__name__
         return {"loss": name, "scale": self.scale, "num_labels": self.num_labels}
 

@@ -4,12 +4,12 @@ Shapes used throughout: B queries, C candidate labels.
 
     scores     (B, C) floating, already multiplied by the scale (= 1/temperature). Half precision becomes float32.
     relevance  (B, C) bool, or soft targets y in [0, 1]. Every entry above 0 is a positive of its row.
-    excluded   (B, C) bool or None: neither positive nor negative, whatever `relevance` says. Filter pairs go here, and
-               so do known positives that a step did not sample.
+    excluded   (B, C) bool or None: neither positive nor negative, whatever ``relevance`` says. Filter pairs go here,
+               and so do known positives that a step did not sample.
 
 The ranking losses are the mean, over the rows that have a positive, of the weighted mean over the row's positives,
 with weights w_ip = y_ip / sum_p y_ip (all equal for a bool relevance). A row without a positive contributes nothing
-and is not counted; a batch without positives gives 0 with a zero gradient. `num_rows` replaces the count of rows, so
+and is not counted; a batch without positives gives 0 with a zero gradient. ``num_rows`` replaces the count of rows, so
 that ranks which hold different rows can divide by their common total.
 """
 
@@ -42,13 +42,13 @@ def decoupled_softmax(
         scores: (B, C) floating, in nats.
         relevance: (B, C) bool, or soft targets in [0, 1].
         excluded: (B, C) bool; an unsampled positive belongs here, so that it is no negative either.
-        num_rows: what to divide the sum over rows by; default the number of rows with a positive.
+        num_rows: What to divide the sum over rows by; by default the number of rows with a positive.
 
     Returns:
         () the loss, at least 0.
 
     Raises:
-        ValueError: if shapes or types do not fit.
+        ValueError: If shapes or types do not fit.
 
     From "Dual-Encoders for Extreme Multi-label Classification" (Gupta et al., ICLR 2024).
     """
@@ -65,7 +65,7 @@ def info_nce(
 
         mean_i sum_{p in P_i} w_ip (lse_j S_ij - S_ip)
 
-    With one positive per row this is cross-entropy. Arguments, result and errors as in `decoupled_softmax`.
+    With one positive per row this is cross-entropy. Arguments, result and errors as in :func:`decoupled_softmax`.
 
     From "Supervised Contrastive Learning" (Khosla et al., NeurIPS 2020).
     """
@@ -76,9 +76,9 @@ def info_nce(
 def info_nce_sum(
     scores: Tensor, relevance: Tensor, excluded: Tensor | None = None, *, num_rows: float | Tensor | None = None
 ) -> Tensor:
-    """InfoNCE summed over the positives of a row: `info_nce` with w_ip = y_ip, so label-rich rows weigh more.
+    """InfoNCE summed over the positives of a row: :func:`info_nce` with w_ip = y_ip, so label-rich rows weigh more.
 
-    This is the "softmax" baseline of DEXML's code. Arguments, result and errors as in `decoupled_softmax`.
+    This is the "softmax" baseline of DEXML's code. Arguments, result and errors as in :func:`decoupled_softmax`.
     """
     scores, excluded, positives = _read(scores, relevance, excluded)
     terms = _info_nce_terms(scores, excluded, positives)
@@ -96,13 +96,13 @@ def binary_cross_entropy(
         scores: (B, C) floating, in nats.
         relevance: (B, C) bool, or soft targets in [0, 1].
         excluded: (B, C) bool.
-        num_entries: what to divide the sum by; default the number of entries that are not excluded.
+        num_entries: What to divide the sum by; by default the number of entries that are not excluded.
 
     Returns:
         () the loss, at least 0.
 
     Raises:
-        ValueError: if shapes or types do not fit.
+        ValueError: If shapes or types do not fit.
     """
     scores, excluded, _ = _read(scores, relevance, excluded)
     terms = F.binary_cross_entropy_with_logits(
@@ -132,17 +132,17 @@ def soft_top_k(
     Args:
         scores: (B, C) floating, in nats.
         relevance: (B, C) bool, or soft targets in [0, 1].
-        k: the number of labels to retrieve: a number, a (B,) tensor with one per row, or a sequence of either, which
+        k: The number of labels to retrieve: a number, a (B,) tensor with one per row, or a sequence of either, which
             gives the mean of their losses. Rows without a positive ignore it.
-        alpha: steepness of the membership probability, above 0.
+        alpha: Steepness of the membership probability, above 0.
         excluded: (B, C) bool.
-        num_rows: what to divide the sum over rows by; default the number of rows with a positive.
+        num_rows: What to divide the sum over rows by; by default the number of rows with a positive.
 
     Returns:
         () the loss, at least 0.
 
     Raises:
-        ValueError: if shapes or types do not fit, or unless 0 < k < the row's number of labels that are not excluded.
+        ValueError: If shapes or types do not fit, or unless 0 < k < the row's number of labels that are not excluded.
 
     From "Dual-Encoders for Extreme Multi-label Classification" (Gupta et al., ICLR 2024).
     """
@@ -172,7 +172,8 @@ def solve_threshold(
     Args:
         evaluate: (B,) t -> (f(t), f'(t)), each (B,).
         start: (B,) first guess, in the bracket.
-        lower, upper: (B,) with f(lower) <= k <= f(upper); upper may be infinite.
+        lower: (B,) with f(lower) <= k.
+        upper: (B,) with f(upper) >= k; may be infinite.
         k: (B,) above 0.
 
     Returns:
@@ -200,7 +201,7 @@ def solve_threshold(
 
 
 def or_one(count: float | Tensor, like: Tensor) -> Tensor:
-    """A divisor with the type and device of `like`: the count, or 1 where it is 0 and so is what it divides."""
+    """A divisor with the type and device of ``like``: the count, or 1 where it is 0 and so is what it divides."""
     count = torch.as_tensor(count, dtype=like.dtype, device=like.device)
     return count.masked_fill(count == 0, 1)
 
@@ -214,7 +215,7 @@ def as_sequence(k: NumTop | Sequence[NumTop]) -> Sequence[NumTop]:
 
 
 def as_rows(k: NumTop, scores: Tensor) -> Tensor:
-    """k as a (B,) tensor with the type and device of scores (B, ...)."""
+    """A number or tensor k as a (B,) tensor with the type and device of scores (B, ...)."""
     k = torch.as_tensor(k, dtype=scores.dtype, device=scores.device)
     if k.shape not in (torch.Size([]), scores.shape[:1]):
         raise ValueError(

@@ -9,11 +9,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from hf_xmc.distributed import PAD, rows_per_rank
+from hf_xmc.distributed import rows_per_rank
 from hf_xmc.encoders.packing import embed
 from hf_xmc.encoders.tokens import TokenizedTexts
 from hf_xmc.losses import blockwise
-from hf_xmc.losses.pool.targets import to_csr
+from hf_xmc.losses.pool.targets import places, to_csr
+from hf_xmc.losses.streaming.pairs import Csr
 
 _LABELS_AT_ONCE = 1024
 
@@ -69,8 +70,8 @@ class LabelTableLoss(nn.Module):
         self.num_steps = 0
 
     @torch.no_grad()
-    def refresh(self, device: torch.device) -> None:
-        """Make the table anew: all labels encoded without dropout."""
+    def refresh(self, device: torch.device) -> Tensor:
+        """Make the table (L, D) anew: all labels encoded without dropout."""
         model = getattr(self.model, "module", self.model)  # behind DDP the forward would expect a backward
         was_training = model.training
         model.eval()
@@ -80,53 +81,56 @@ class LabelTableLoss(nn.Module):
             for ids in order.split(_LABELS_AT_ONCE)
         ]
         vectors = torch.cat(parts)
-        self.table = torch.empty_like(vectors)
-        self.table[order.to(device)] = F.normalize(vectors, dim=-1)
+        self.table = table = torch.empty_like(vectors)
+        table[order.to(device)] = F.normalize(vectors, dim=-1)
         model.train(was_training)
+        return table
 
-    def forward(self, sentence_features: Iterable[dict[str, Any]], labels: Tensor | None = None) -> Tensor:
+    def forward(self, sentence_features: Iterable[dict[str, Any]], labels: Tensor) -> Tensor:
+        """The loss () of a batch; ``labels`` (B, P) int64 are ids, padded with -1."""
         query = dict(next(iter(sentence_features)))
         weights, filter_ids = query.pop("label_weights", None), query.pop("filter_ids", None)
+
+        def excluded(place: Tensor) -> Csr | None:
+            return None if filter_ids is None else to_csr(filter_ids, place)
+
         queries = F.normalize(embed(self.model, query)["sentence_embedding"], dim=-1)
-        if self.table is None or (self.training and self.num_steps % self.refresh_steps == 0):
-            self.refresh(queries.device)
+        table = self.table
+        if table is None or (self.training and self.num_steps % self.refresh_steps == 0):
+            table = self.refresh(queries.device)
         self.num_steps += self.training
-        everywhere = torch.arange(len(self.tokens), device=queries.device)  # label id -> place
+        everywhere = torch.arange(len(table), device=queries.device)  # label id -> place
         positives = to_csr(labels, everywhere, weights)
-        excluded = None if filter_ids is None else to_csr(filter_ids, everywhere)
-        norms = self._gradient_norms(queries, positives, excluded)
+        norms = self._gradient_norms(queries, table, positives, excluded(everywhere))
         chosen, counts = self.choose(norms, positives[1])
         vectors = F.normalize(embed(self.model, self.tokens.features(chosen))["sentence_embedding"], dim=-1)
         # The value stays, the gradient of a drawn label counts for those that were not drawn.
         vectors = vectors * counts[:, None] + (vectors * (1 - counts[:, None])).detach()
 
-        place = torch.full_like(everywhere, PAD)
-        place[chosen] = torch.arange(len(chosen), device=chosen.device)
-        others = (place == PAD).nonzero().squeeze(1)
-        place_of_others = torch.full_like(everywhere, PAD)
-        place_of_others[others] = torch.arange(len(others), device=others.device)
+        place = places(chosen, len(table))
+        others = (place < 0).nonzero().squeeze(1)
         more = None
         if len(others):
-            out = None if filter_ids is None else to_csr(filter_ids, place_of_others)
-            more = blockwise.log_denominators(queries, self.table[others], self.scale, out)
+            # An encoded label stands in the denominator once: as it is now, not as the table has it.
+            out = excluded(places(others, len(table)))
+            more = blockwise.log_denominators(queries, table[others], self.scale, out)
         return blockwise.decoupled_softmax(
             queries,
             vectors,
             to_csr(labels, place, weights),
             scale=self.scale,
-            excluded=None if filter_ids is None else to_csr(filter_ids, place),
+            excluded=excluded(place),
             log_denominator=more,
             num_rows=rows_per_rank((positives[0].diff() > 0).sum()),
         )
 
-    def _gradient_norms(self, queries: Tensor, positives: tuple[Tensor, ...], excluded: Any) -> Tensor:
+    def _gradient_norms(self, queries: Tensor, table: Tensor, positives: Csr, excluded: Csr | None) -> Tensor:
         """(L,) norms of the loss's gradient with respect to each row of the table."""
-        norms = torch.zeros(len(self.tokens), dtype=queries.dtype, device=queries.device)
+        norms = torch.zeros(len(table), dtype=queries.dtype, device=queries.device)
+        # The norms are written along with gradients, so one must be asked for.
         probe = queries.detach().requires_grad_()
         with torch.enable_grad():
-            blockwise.decoupled_softmax(
-                probe, self.table, positives, scale=self.scale, excluded=excluded, label_norms=norms
-            )
+            blockwise.decoupled_softmax(probe, table, positives, self.scale, excluded, label_norms=norms)
         return norms
 
     def choose(self, norms: Tensor, positive_ids: Tensor) -> tuple[Tensor, Tensor]:
@@ -158,5 +162,6 @@ class LabelTableLoss(nn.Module):
         return chosen, counts[chosen]
 
     def get_config_dict(self) -> dict[str, Any]:
+        """The settings that a model card shows."""
         names = ("scale", "num_top", "num_random", "refresh_steps")
         return {name: getattr(self, name) for name in names} | {"num_labels": len(self.tokens)}

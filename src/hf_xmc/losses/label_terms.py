@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -14,43 +15,67 @@ from hf_xmc.distributed import PAD, pad_gather, rows_per_rank
 from hf_xmc.losses.pool.targets import membership
 
 
-class LabelNeighbours(nn.Module):
+class LabelNeighbors(nn.Module):
     """The nearest labels of each label by the current encoder; written by the mining callback, read by LabelTerms.
 
     Empty until the first refresh.
 
     Args:
         num_labels: L.
-        num_neighbours: K, the most neighbours of a label, itself not among them.
-        min_cosine: In (0, 1); labels less alike are no neighbours.
+        num_neighbors: K, the most neighbors of a label, itself not among them.
+        min_cosine: In (0, 1); labels less alike are no neighbors.
     """
 
-    def __init__(self, num_labels: int, num_neighbours: int = 10, min_cosine: float = 0.5) -> None:
+    ids: Tensor
+    cosines: Tensor
+
+    def __init__(self, num_labels: int, num_neighbors: int = 10, min_cosine: float = 0.5) -> None:
         super().__init__()
-        if num_labels < 1 or num_neighbours < 1 or not 0 < min_cosine < 1:
+        if num_labels < 1 or num_neighbors < 1 or not 0 < min_cosine < 1:
             raise ValueError(
-                f"got {num_labels} labels, {num_neighbours} neighbours and min_cosine {min_cosine}; expected at least "
+                f"got {num_labels} labels, {num_neighbors} neighbors and min_cosine {min_cosine}; expected at least "
                 "one of each and a cosine in (0, 1)"
             )
-        self.num_neighbours = num_neighbours
+        self.num_neighbors = num_neighbors
         self.min_cosine = min_cosine
-        self.register_buffer("ids", torch.full((num_labels, num_neighbours), PAD, dtype=torch.int32), persistent=False)
-        self.register_buffer("cosines", torch.zeros(num_labels, num_neighbours), persistent=False)
+        self.register_buffer("ids", torch.full((num_labels, num_neighbors), PAD, dtype=torch.int32), persistent=False)
+        self.register_buffer("cosines", torch.zeros(num_labels, num_neighbors), persistent=False)
 
     def write(self, ids: np.ndarray, cosines: np.ndarray) -> None:
-        """ids: (L, K) integers, -1 where there are fewer; cosines: (L, K) float."""
+        """Replace all neighbors by ids (L, K), integers, -1 where there are fewer, and their cosines (L, K)."""
         kept = (ids >= 0) & (cosines >= self.min_cosine)
         self.ids.copy_(torch.from_numpy(np.where(kept, ids, PAD).astype(np.int32)))
         self.cosines.copy_(torch.from_numpy(np.where(kept, cosines.clip(max=1), 0).astype(np.float32)))
 
     @property
     def is_empty(self) -> bool:
-        """Whether no label has a neighbour, as before the first refresh."""
+        """Whether no label has a neighbor, as before the first refresh."""
         return not bool((self.ids >= 0).any())
 
     def among(self, label_ids: Tensor, candidate_ids: Tensor) -> Tensor:
-        """(n, C) float32 cosines in [0, 1], 0 for no neighbours; (n,) and (C,) int64, the latter ascending."""
+        """The cosines (n, C) float32 in [0, 1] of labels (n,) int64 and candidates (C,) int64, ascending; else 0."""
         return membership(self.ids[label_ids].long(), candidate_ids, self.cosines[label_ids])
+
+
+@dataclass(frozen=True)
+class LabelPool:
+    """The labels of a pool, those of all ranks.
+
+    Args:
+        candidate_ids: (C,) int64, ascending.
+        own: (C_rank,) int64, the places in it that this rank answers for.
+        keys: (C,) int64, equal for equal texts.
+        vectors: (C, De) of unit length, the dual encoder's.
+        heads: (C, Dc), the classifier head's; ``vectors`` where there is none of its own.
+        rows: (C, Dc), the classifier's, or None without a classifier.
+    """
+
+    candidate_ids: Tensor
+    own: Tensor
+    keys: Tensor
+    vectors: Tensor
+    heads: Tensor
+    rows: Tensor | None
 
 
 class LabelTerms(nn.Module):
@@ -66,7 +91,7 @@ class LabelTerms(nn.Module):
     are left out for the same reason. In the second they are left out where they are no positives. A label without a
     positive in the pool does not count. Every rank answers for its part of the pool.
 
-    With neighbours, ``y = (1 - s) y_counts + s cosine``, s the similarity weight: LEVER's idea (Buvanesh et al.,
+    With neighbors, ``y = (1 - s) y_counts + s cosine``, s the similarity weight: LEVER's idea (Buvanesh et al.,
     ICLR 2024) with the model that is trained as its own teacher. Until the first refresh y is that of the counts.
 
     Args:
@@ -74,11 +99,11 @@ class LabelTerms(nn.Module):
             :func:`hf_xmc.data.gandalf.label_rows`.
         encoder_weight: Weight of the first term beside L_D, at least 0.
         classifier_weight: Weight of the second beside L_C, at least 0; for an encoder with a classifier.
-        neighbours: Similar labels, refreshed by the trainer every ``refresh_epochs``; None for counts alone.
+        neighbors: Similar labels, refreshed by the trainer every ``refresh_epochs``; None for counts alone.
         similarity_weight: s in [0, 1].
 
     Raises:
-        ValueError: if a weight is out of range, or the targets are.
+        ValueError: If a weight is out of range, or the targets are.
 
     References:
         Kharbanda et al., Learning label-label correlations in Extreme Multi-label Classification via Label Features,
@@ -90,7 +115,7 @@ class LabelTerms(nn.Module):
         targets: sp.csr_matrix,
         encoder_weight: float = 1.0,
         classifier_weight: float = 1.0,
-        neighbours: LabelNeighbours | None = None,
+        neighbors: LabelNeighbors | None = None,
         similarity_weight: float = 0.5,
     ) -> None:
         super().__init__()
@@ -99,19 +124,23 @@ class LabelTerms(nn.Module):
                 f"got encoder_weight {encoder_weight}, classifier_weight {classifier_weight} and similarity_weight "
                 f"{similarity_weight}; expected two weights of at least 0 and a share in [0, 1]"
             )
-        if targets.shape[0] != targets.shape[1] or neighbours and len(neighbours.ids) != targets.shape[0]:
-            other = f" beside neighbours of {len(neighbours.ids)} labels" if neighbours else ""
+        if targets.shape[0] != targets.shape[1] or (neighbors and len(neighbors.ids) != targets.shape[0]):
+            other = f" beside neighbors of {len(neighbors.ids)} labels" if neighbors else ""
             raise ValueError(f"targets is {targets.shape}{other}; expected labels x labels")
         self.targets = sp.csr_matrix(targets)
         if self.targets.nnz and not 0 < self.targets.data.min() <= self.targets.data.max() <= 1:
             raise ValueError("targets has values outside (0, 1]; use those of hf_xmc.data.gandalf")
         self.encoder_weight = encoder_weight
         self.classifier_weight = classifier_weight
-        self.neighbours = neighbours
+        self.neighbors = neighbors
         self.similarity_weight = similarity_weight
 
     def relevance(self, label_ids: Tensor, candidate_ids: Tensor) -> Tensor:
-        """(n, C) float32 soft targets in [0, 1]; label_ids: (n,) int64, candidate_ids: (C,) int64, ascending."""
+        """Soft targets (n, C) float32 in [0, 1] for labels (n,) int64 and candidates (C,) int64, ascending.
+
+        Raises:
+            ValueError: If a candidate is none of the targets' labels.
+        """
         if len(candidate_ids) and int(candidate_ids[-1]) >= self.targets.shape[0]:
             raise ValueError(
                 f"label id {int(candidate_ids[-1])} in the pool, targets of {self.targets.shape[0]} labels; "
@@ -126,20 +155,16 @@ class LabelTerms(nn.Module):
         here = candidate_ids[place] == columns
         relevance = torch.zeros(len(label_ids), len(candidate_ids), device=label_ids.device)
         relevance[owner[here], place[here]] = values[here]
-        if self.neighbours is not None and not self.neighbours.is_empty:
+        if self.neighbors is not None and not self.neighbors.is_empty:
             relevance = torch.lerp(
-                relevance, self.neighbours.among(label_ids, candidate_ids), weight=self.similarity_weight
+                relevance, self.neighbors.among(label_ids, candidate_ids), weight=self.similarity_weight
             )
         return relevance.masked_fill_(label_ids.unsqueeze(1) == candidate_ids, 1.0)
 
     def forward(
         self,
-        candidate_ids: Tensor,
-        own: Tensor,
-        keys: Tensor,
-        vectors: Tensor,
-        heads: Tensor | None,
-        rows: Tensor | None,
+        pool: LabelPool,
+        *,
         encoder_loss: Callable[..., Tensor],
         classifier_loss: Callable[..., Tensor],
         scale: float,
@@ -147,48 +172,46 @@ class LabelTerms(nn.Module):
         """The terms with their weights, as scalars.
 
         Args:
-            candidate_ids: (C,) int64, ascending, the pool of all ranks.
-            own: (C_rank,) int64, the places in it that this rank answers for.
-            keys: (C,) int64, equal for equal texts.
-            vectors: (C, De) of unit length.
-            heads: (C, Dc), or None without a classifier.
-            rows: (C, Dc), or None without a classifier.
-            encoder_loss, classifier_loss: Of ``hf_xmc.losses.functional``.
+            pool: The labels.
+            encoder_loss: Of ``hf_xmc.losses.functional``, for the first term.
+            classifier_loss: The same, for the second.
             scale: Inverse temperature.
         """
-        relevance = self.relevance(candidate_ids[own], candidate_ids)  # (C_rank, C)
-        same_text = keys[own].unsqueeze(1) == keys
+        own = pool.own
+        relevance = self.relevance(pool.candidate_ids[own], pool.candidate_ids)  # (C_rank, C)
+        same_text = pool.keys[own].unsqueeze(1) == pool.keys
         terms: dict[str, Tensor] = {}
         if self.encoder_weight:
             others = relevance.masked_fill(same_text, 0)
             counted = (others > 0).any(1)  # the rest would be multiplied for nothing
-            scores = scale * vectors[own[counted]] @ vectors.T
+            scores = scale * pool.vectors[own[counted]] @ pool.vectors.T
             num_rows = rows_per_rank(counted.sum())
             term = encoder_loss(scores, others[counted], same_text[counted], num_rows=num_rows)
             terms["label_encoder"] = self.encoder_weight * term
-        if self.classifier_weight and rows is not None:
-            scores = scale * heads[own] @ rows.T
+        if self.classifier_weight and pool.rows is not None:
+            scores = scale * pool.heads[own] @ pool.rows.T
             num_rows = rows_per_rank(torch.tensor(len(own), device=own.device))
             term = classifier_loss(scores, relevance, same_text & (relevance == 0), num_rows=num_rows)
             terms["label_classifier"] = self.classifier_weight * term
         return terms
 
     def get_config_dict(self) -> dict[str, Any]:
+        """The settings that a model card shows."""
         config: dict[str, Any] = {
             "encoder_weight": self.encoder_weight,
             "classifier_weight": self.classifier_weight,
         }
-        if self.neighbours is not None:
+        if self.neighbors is not None:
             config |= {
                 "similarity_weight": self.similarity_weight,
-                "num_neighbours": self.neighbours.num_neighbours,
-                "min_cosine": self.neighbours.min_cosine,
+                "num_neighbors": self.neighbors.num_neighbors,
+                "min_cosine": self.neighbors.min_cosine,
             }
         return config
 
 
 def keys_of_pool(keys: Tensor, ids: Tensor, candidate_ids: Tensor) -> Tensor:
-    """The text keys (C_rank,) of this rank's candidates ``ids`` (C_rank,) -> those (C,) of the pool of all ranks."""
+    """The text keys (C,) of the pool of all ranks, from those of this rank's candidates; keys and ids: (C_rank,)."""
     ids, keys = pad_gather(ids, PAD), pad_gather(keys, PAD)
     pooled = torch.empty_like(candidate_ids)
     pooled[torch.searchsorted(candidate_ids, ids[ids != PAD])] = keys[ids != PAD]

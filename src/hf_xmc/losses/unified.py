@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from hf_xmc.distributed import gather_pool, is_distributed, pad_gather, rows_per_rank
 from hf_xmc.encoders.packing import embed
 from hf_xmc.losses.functional import binary_cross_entropy, decoupled_softmax
-from hf_xmc.losses.label_terms import LabelTerms, keys_of_pool
+from hf_xmc.losses.label_terms import LabelPool, LabelTerms, keys_of_pool
 from hf_xmc.losses.pool.targets import PoolTargets, text_keys
 
 
@@ -21,7 +21,7 @@ class UnifiedLoss(nn.Module):
     """``lam L_D + (1 - lam) (L_C + bce_weight BCE)`` over the pool of all ranks.
 
     L_D compares the dual encoder's vectors of queries and label texts by cosine, L_C the classifier head's query
-    vector with the labels' free rows, un-normalised. Either is ``(1 - s) PSL(query -> label) + s PSL(label ->
+    vector with the labels' free rows, not normalized. Either is ``(1 - s) PSL(query -> label) + s PSL(label ->
     query)``, the pick-some-labels loss over the pool in both directions; in the second a label without a positive
     query in the batch does not count. Without a classifier only L_D remains: that is DePSL.
 
@@ -85,53 +85,45 @@ class UnifiedLoss(nn.Module):
         return cls(model, scale, symmetric_weight=0.5)
 
     def forward(self, sentence_features: Iterable[dict[str, Any]], labels: Tensor | None = None) -> dict[str, Tensor]:
+        """The terms of the loss, each (); ``labels`` (B, P) int64 are ids, padded with -1."""
         features = list(sentence_features)
         targets = PoolTargets.from_features(features, labels)
-        terms = self.label_terms
-        keys = None if terms is None else text_keys(features[1])
+        tokens = dict(features[1])  # the model may write into its own
         # Queries first: DDP judges by the last forward which parameters a step uses.
         query, candidate = (embed(self.model, feature) for feature in features)
         queries = F.normalize(query["sentence_embedding"], dim=-1)
-        # All vectors of a label travel together.
-        parts = {"vectors": F.normalize(candidate["sentence_embedding"], dim=-1)}
-        with_classifier = "label_weight" in candidate
-        if with_classifier:
-            parts["rows"] = candidate["label_weight"]
-        if with_classifier and terms is not None and "classifier_embedding" in candidate:
-            parts["heads"] = candidate["classifier_embedding"]
-        gathered, candidate_ids = gather_pool(torch.cat(list(parts.values()), 1), targets.candidate_ids)
-        widths = [part.size(1) for part in parts.values()]
-        labels_of = dict(zip(parts, gathered.split(widths, 1), strict=True))
-        vectors, rows = labels_of["vectors"], labels_of.get("rows")
+        gathered, candidate_ids = _gather(candidate, targets.candidate_ids, self.label_terms is not None)
+        vectors, rows = gathered["sentence_embedding"], gathered.get("label_weight")
         pool = _Pool(targets, candidate_ids)
-        share, rest = (self.encoder_weight, 1 - self.encoder_weight) if with_classifier else (1.0, 0.0)
+        share, rest = (1.0, 0.0) if rows is None else (self.encoder_weight, 1 - self.encoder_weight)
         losses = {"encoder": share * self._two_ways(self.encoder_loss, queries, vectors, pool)}
-        if with_classifier:
-            head = query["classifier_embedding"]
-            losses["classifier"] = rest * self._two_ways(self.classifier_loss, head, rows, pool)
-        if with_classifier and self.bce_weight:
-            scores = self.scale * head @ rows.T
-            entries = rows_per_rank(scores.new_tensor(scores.numel()) - pool.num_excluded)
-            bce = binary_cross_entropy(scores, pool.relevance, pool.excluded, num_entries=entries)
-            losses["bce"] = rest * self.bce_weight * bce
-        if terms is not None:
-            more = terms(
-                candidate_ids,
-                pool.own_labels,
-                keys_of_pool(keys, targets.candidate_ids, candidate_ids),
-                vectors,
-                labels_of.get("heads", vectors),
-                rows,
-                self.encoder_loss,
-                self.classifier_loss,
-                self.scale,
+        if rows is not None:
+            losses |= self._classifier_losses(query["classifier_embedding"], rows, pool, rest)
+        if self.label_terms is not None:
+            keys = keys_of_pool(text_keys(tokens), targets.candidate_ids, candidate_ids)
+            heads = gathered.get("classifier_embedding", vectors)
+            more = self.label_terms(
+                LabelPool(candidate_ids, pool.own_labels, keys, vectors, heads, rows),
+                encoder_loss=self.encoder_loss,
+                classifier_loss=self.classifier_loss,
+                scale=self.scale,
             )
             weights = {"label_encoder": share, "label_classifier": rest}
             losses |= {name: weights[name] * term for name, term in more.items()}
         return losses
 
+    def _classifier_losses(self, heads: Tensor, rows: Tensor, pool: _Pool, weight: float) -> dict[str, Tensor]:
+        """L_C and its BCE, from queries (B, Dc) of this rank and rows (C, Dc) of all ranks."""
+        losses = {"classifier": weight * self._two_ways(self.classifier_loss, heads, rows, pool)}
+        if self.bce_weight:
+            scores = self.scale * heads @ rows.T
+            entries = rows_per_rank(scores.new_tensor(scores.numel()) - pool.num_excluded)
+            bce = binary_cross_entropy(scores, pool.relevance, pool.excluded, num_entries=entries)
+            losses["bce"] = weight * self.bce_weight * bce
+        return losses
+
     def _two_ways(self, loss: Callable[..., Tensor], queries: Tensor, vectors: Tensor, pool: _Pool) -> Tensor:
-        """queries: (B, D) of this rank; vectors: (C, D) of all ranks."""
+        """A loss () in both directions, from queries (B, D) of this rank and vectors (C, D) of all ranks."""
         share = self.symmetric_weight
         total = queries.new_zeros(())
         if share < 1:
@@ -145,6 +137,7 @@ class UnifiedLoss(nn.Module):
         return total
 
     def get_config_dict(self) -> dict[str, Any]:
+        """The settings that a model card shows."""
         return {
             "scale": self.scale,
             "encoder_loss": self.encoder_loss.__name__,
@@ -156,6 +149,7 @@ class UnifiedLoss(nn.Module):
 
     @property
     def citation(self) -> str:
+        """BibTeX of the paper."""
         return """
 @inproceedings{kharbanda2025unidec,
     title = "UniDEC: Unified Dual Encoder and Classifier Training for Extreme Multi-Label Classification",
@@ -165,6 +159,18 @@ class UnifiedLoss(nn.Module):
     url = "https://arxiv.org/abs/2405.03714",
 }
 """
+
+
+def _gather(candidate: dict[str, Tensor], ids: Tensor, with_heads: bool) -> tuple[dict[str, Tensor], Tensor]:
+    """The vectors of the pool of all ranks by kind, each (C, D), the dual encoder's normalized, and the ids (C,)."""
+    parts = {"sentence_embedding": F.normalize(candidate["sentence_embedding"], dim=-1)}
+    if "label_weight" in candidate:
+        names = ("label_weight", "classifier_embedding") if with_heads else ("label_weight",)
+        parts |= {name: candidate[name] for name in names if name in candidate}
+    # All vectors of a label travel together: one exchange, whatever their number.
+    gathered, candidate_ids = gather_pool(torch.cat(list(parts.values()), 1), ids)
+    widths = [part.size(1) for part in parts.values()]
+    return dict(zip(parts, gathered.split(widths, 1), strict=True)), candidate_ids
 
 
 class _Pool:

@@ -1,4 +1,4 @@
-"""An order of rows in which every run of a batch is a group of near neighbours."""
+"""An order of rows in which every run of a batch is a group of near neighbors."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ LARGE_GROUP = 1.2
 
 
 def cluster_order(vectors: np.ndarray | Tensor, batch_size: int, *, seed: int = 0) -> np.ndarray:
-    """Order rows so that rows ``[i * batch_size, (i + 1) * batch_size)`` are near neighbours for every i.
+    """Order rows so that rows ``[i * batch_size, (i + 1) * batch_size)`` are near neighbors for every i.
 
     Groups of exactly ``batch_size`` (the last one has what is left) are made by spherical k-means on a sample, then
     each row goes to one of its nearest centroids so that no group overflows and no row and group would both rather
     have each other. Groups follow each other along a tree over the centroids, and a row stands where in its group the
-    neighbouring group is nearest, so that batches cut elsewhere are still made of neighbours.
+    neighboring group is nearest, so that batches cut elsewhere are still made of neighbors.
 
     Args:
         vectors: (N, D) float, compared by cosine; on a GPU as a tensor, the work is done there.
@@ -36,7 +36,7 @@ def cluster_order(vectors: np.ndarray | Tensor, batch_size: int, *, seed: int = 
         (N,) int64, a permutation of ``range(N)``.
 
     Raises:
-        ValueError: if ``vectors`` is not a matrix or ``batch_size`` is not positive.
+        ValueError: If ``vectors`` is not a matrix or ``batch_size`` is not positive.
     """
     rows = torch.as_tensor(vectors)
     if rows.dim() != 2:
@@ -77,6 +77,7 @@ def spherical_kmeans(vectors: Tensor, num_groups: int, rng: np.random.Generator)
         nearest = torch.cat([(part @ centroids.T).argmax(dim=1) for _, part in _chunks(rows, num_groups)])  # (S,)
         counts = torch.bincount(nearest, minlength=num_groups).cpu().numpy()  # (G,)
         centroids = F.normalize(torch.zeros_like(centroids).index_add_(0, nearest, rows), dim=1)
+        # Every group will hold as many rows: a centroid of few moves to where rows would find their groups full.
         small = np.argsort(counts, kind="stable")[: (counts < SMALL_GROUP * size).sum()]
         excess = np.maximum(counts - LARGE_GROUP * size, 0) / np.maximum(counts, 1)  # (G,)
         chance = excess[nearest.cpu().numpy()]  # (S,)
@@ -95,6 +96,7 @@ def balanced_groups(vectors: Tensor, centroids: Tensor, capacity: np.ndarray) ->
     without the loop. Rows whose :data:`NUM_CHOICES` nearest are all full choose again among the groups with room.
     """
     groups = np.full(len(vectors), -1)
+    # Each round fills a group or seats every row that asks: it ends, mostly after the first.
     room = np.array(capacity)
     while len(left := np.flatnonzero(groups < 0)):
         open_groups = np.flatnonzero(room)
@@ -125,6 +127,8 @@ def _defer(scores: np.ndarray, choices: np.ndarray, room: np.ndarray) -> np.ndar
     turn = np.zeros(num_rows, dtype=np.int64)
     taken = choices[:, 0].copy()  # (N,)
     counts = np.bincount(taken, minlength=len(room))
+    # A refused row never asks the same group again, so the loop ends; whom a group keeps does not depend on the order
+    # in which rows ask. That is what makes it the same as going through all pairs from the most similar on.
     while (full := counts > room).any():
         members = np.flatnonzero(full[taken] & (taken >= 0))
         members = members[np.lexsort((-scores[members, turn[members]], taken[members]))]
@@ -148,12 +152,12 @@ def tree_order(centroids: Tensor) -> np.ndarray:
     def split(part: np.ndarray) -> np.ndarray:
         if len(part) < 3:
             return part
-        centred = points[part] - points[part].mean(axis=0)
-        direction = centred[np.argmax((centred**2).sum(axis=1))]
+        centered = points[part] - points[part].mean(axis=0)
+        direction = centered[np.argmax((centered**2).sum(axis=1))]
         for _ in range(8):  # power iteration towards the direction of most variance
-            direction = centred.T @ (centred @ direction)
+            direction = centered.T @ (centered @ direction)
             direction /= max(np.linalg.norm(direction), 1e-300)
-        part = part[np.argsort(centred @ direction, kind="stable")]
+        part = part[np.argsort(centered @ direction, kind="stable")]
         left, right = (split(half) for half in np.array_split(part, 2))
         # Each half may be turned round; the ends that meet should be the nearest pair.
         ends = points[left[[-1, 0]]] @ points[right[[0, -1]]].T  # (2, 2)
@@ -165,6 +169,7 @@ def tree_order(centroids: Tensor) -> np.ndarray:
 
 def _lean(vectors: Tensor, centroids: Tensor, groups: np.ndarray) -> np.ndarray:
     """How much nearer each row is to the next group than to the one before. (N,) float32"""
+    # An end of the tree has one neighbor, which counts on both sides.
     towards = centroids[1:] - centroids[:-1]
     towards = torch.cat([towards[:1], centroids[2:] - centroids[:-2], towards[-1:]])  # (G, D)
     index = torch.from_numpy(groups).to(vectors.device)

@@ -8,15 +8,15 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import torch
-from sentence_transformers.base.data_collator import BaseDataCollator
+from sentence_transformers.sentence_transformer.data_collator import SentenceTransformerDataCollator
 
 from hf_xmc.distributed import PAD
 from hf_xmc.encoders.tokens import TokenizedTexts
 
 
 @dataclass
-class XMCDataCollator(BaseDataCollator):
-    """Draws the candidate pool of a batch and tokenises queries and candidates.
+class XMCDataCollator(SentenceTransformerDataCollator):
+    """Draw the candidate pool of a batch and tokenize queries and candidates.
 
     A batch holds, with B rows, C candidates, P and F the most positives and filter pairs of a row:
 
@@ -45,8 +45,8 @@ class XMCDataCollator(BaseDataCollator):
         seed: Draws depend on the seed, the epoch and the rows of the batch alone, so that they are the same for any
             number of workers and after a resume.
         pool: Whether candidates are drawn at all; not for losses over all labels.
-        label_tokens: Tokens of the L label texts; None to tokenise the candidates of each batch.
-        row_tokens: Tokens of the train texts by ``row``; None to tokenise the queries of each batch.
+        label_tokens: Tokens of the L label texts; None to tokenize the candidates of each batch.
+        row_tokens: Tokens of the train texts by ``row``; None to tokenize the queries of each batch.
         token_dropout: Share of a text's tokens left out at random, in [0, 1); needs the tokens.
     """
 
@@ -73,6 +73,7 @@ class XMCDataCollator(BaseDataCollator):
             raise ValueError(f"token_dropout={self.token_dropout} needs row_tokens and label_tokens")
 
     def __call__(self, rows: list[dict[str, Any]]) -> dict[str, Any]:
+        """The batch of some rows, with ``row``, ``text``, ``label_ids`` and, if there are any, ``label_weights``."""
         positives = [np.asarray(row["label_ids"], dtype=np.int64) for row in rows]
         row_ids = np.asarray([row.get("row", number) for number, row in enumerate(rows)], dtype=np.int64)
         batch: dict[str, Any] = {}
@@ -81,16 +82,9 @@ class XMCDataCollator(BaseDataCollator):
         prompts = self._resolve_prompts(batch)
         rng = np.random.default_rng([self.seed, int(self.epoch), *row_ids.tolist()])
         candidate_ids = self.draw_pool(positives, row_ids, rng) if self.pool else None
-        if self.row_tokens is None:
-            batch |= self._tokens("query", "query", [row["text"] for row in rows], prompts)
-        else:
-            batch |= self._kept_tokens("query", self.row_tokens, row_ids, rng)
+        batch |= self._query_tokens(rows, row_ids, prompts, rng)
         if candidate_ids is not None:
-            if self.label_tokens is None:
-                texts = self.label_texts.take(pa.array(candidate_ids)).to_pylist()
-                batch |= self._tokens("candidate", "document", texts, prompts)
-            else:
-                batch |= self._kept_tokens("candidate", self.label_tokens, candidate_ids, rng)
+            batch |= self._candidate_tokens(candidate_ids, prompts, rng)
             batch["candidate_ids"] = torch.from_numpy(candidate_ids)  # (C,)
         batch["label"] = pad(positives)  # (B, P)
         if "label_weights" in rows[0]:
@@ -100,6 +94,18 @@ class XMCDataCollator(BaseDataCollator):
             indptr, indices = self.filters
             batch["query_filter_ids"] = pad([indices[indptr[i] : indptr[i + 1]].astype(np.int64) for i in row_ids])
         return batch
+
+    def _query_tokens(
+        self, rows: list[Any], ids: np.ndarray, prompts: Any, rng: np.random.Generator
+    ) -> dict[str, Any]:
+        if self.row_tokens is not None:
+            return self._kept_tokens("query", self.row_tokens, ids, rng)
+        return self._tokens("query", "query", [row["text"] for row in rows], prompts)
+
+    def _candidate_tokens(self, ids: np.ndarray, prompts: Any, rng: np.random.Generator) -> dict[str, Any]:
+        if self.label_tokens is not None:
+            return self._kept_tokens("candidate", self.label_tokens, ids, rng)
+        return self._tokens("candidate", "document", self.label_texts.take(pa.array(ids)).to_pylist(), prompts)
 
     def _tokens(self, column: str, task: str, texts: list[str], prompts: Any) -> dict[str, Any]:
         tokens = self.preprocess_fn(texts, prompt=self._get_prompt_for_column(prompts, column), task=task)
@@ -112,11 +118,11 @@ class XMCDataCollator(BaseDataCollator):
         return {f"{column}_{key}": value for key, value in found.items()}
 
     def draw_pool(self, positives: list[np.ndarray], row_ids: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-        """Candidates of a batch; positives: B arrays of label ids, row_ids: (B,). Returns (C,) int64, ascending."""
+        """The candidates (C,) int64 of a batch, ascending, from B arrays of positives and the rows' numbers (B,)."""
         drawn = [self._some(p, self.positives_per_row, rng) for p in positives]
         drawn_ids, counts = np.unique(np.concatenate(drawn), return_counts=True)
         negatives = [np.empty(0, dtype=np.int64)]
-        if self.hard_negatives:
+        if self.hard_negatives and self.mined is not None:
             mined = self.mined[torch.from_numpy(row_ids)].numpy().astype(np.int64)  # (B, M)
             negatives += [self._some(line[line >= 0], self.hard_negatives, rng) for line in mined]
         if self.random_negatives:

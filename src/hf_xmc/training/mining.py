@@ -1,7 +1,8 @@
-"""The one loop back: from the current model to the next epochs' hard negatives, neighbouring rows and labels."""
+"""The one loop back: from the current model to the next epochs' hard negatives, neighboring rows and labels."""
 
 from __future__ import annotations
 
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from hf_xmc.distributed import gather_shares, is_distributed, share_of
 from hf_xmc.encoders.encoder import XMCEncoder
 from hf_xmc.evaluation.evaluator import search_filtered
 from hf_xmc.index.label_index import LabelIndex
-from hf_xmc.losses.label_terms import LabelNeighbours
+from hf_xmc.losses.label_terms import LabelNeighbors
 from hf_xmc.training.clusters import cluster_order
 
 STATE_FILE = "mining.safetensors"
@@ -44,7 +45,8 @@ def nearest_labels(labels: np.ndarray, start: int, stop: int, depth: int) -> tup
 
     Args:
         labels: (L, D) float32 of unit length.
-        start, stop: Half-open range of n labels.
+        start: First of n labels.
+        stop: One after the last.
         depth: K, labels of a label.
 
     Returns:
@@ -56,7 +58,7 @@ def nearest_labels(labels: np.ndarray, start: int, stop: int, depth: int) -> tup
 
 
 class MiningCallback(TrainerCallback):
-    """Mines at the start of every ``refresh_epochs``-th epoch, the first excepted; the only writer of its tensors.
+    """Mine at the start of every ``refresh_epochs``-th epoch, the first excepted; the only writer of its tensors.
 
     Every rank encodes and searches its share of the rows. What was mined is saved in checkpoints, so that a run
     resumed in the middle of an epoch goes on with the same negatives and batches.
@@ -65,9 +67,9 @@ class MiningCallback(TrainerCallback):
         data: Its ``train`` rows are mined for.
         refresh_epochs: Epochs between two minings.
         mined: (N, M) int32 shared tensor for hard negatives, or None.
-        row_order: (N,) int64 shared tensor for the order in which near neighbours stand together, or None.
-        neighbours: The nearest labels of each label, read by a loss, or None.
-        batch_size: Rows of one rank in a step, the size of a group of neighbours.
+        row_order: (N,) int64 shared tensor for the order in which near neighbors stand together, or None.
+        neighbors: The nearest labels of each label, read by a loss, or None.
+        batch_size: Rows of one rank in a step, the size of a group of neighbors.
         seed: For the clusters.
     """
 
@@ -78,7 +80,7 @@ class MiningCallback(TrainerCallback):
         *,
         mined: torch.Tensor | None = None,
         row_order: torch.Tensor | None = None,
-        neighbours: LabelNeighbours | None = None,
+        neighbors: LabelNeighbors | None = None,
         batch_size: int = 1,
         seed: int = 0,
     ) -> None:
@@ -86,47 +88,51 @@ class MiningCallback(TrainerCallback):
         self.refresh_epochs = refresh_epochs
         self.mined = mined
         self.row_order = row_order
-        self.neighbours = neighbours
+        self.neighbors = neighbors
         self.batch_size = batch_size
         self.seed = seed
 
-    def on_epoch_begin(
-        self, args: Any, state: TrainerState, control: TrainerControl, model: SentenceTransformer, **kwargs: Any
-    ) -> None:
+    def on_epoch_begin(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        """Mine where an epoch begins that is due for it."""
         epoch = state.epoch or 0.0
         at_the_start = abs(epoch - round(epoch)) < 1e-6  # false where a run resumes in mid-epoch
         if at_the_start and round(epoch) > 0 and round(epoch) % self.refresh_epochs == 0:
-            self.refresh(model, round(epoch))
+            self.refresh(kwargs["model"], round(epoch))
 
     def refresh(self, model: SentenceTransformer, epoch: int = 0) -> None:
         """Mine with the model as it is now; every rank must call it."""
-        with_rows = self.mined is not None or self.row_order is not None
-        with_labels = self.mined is not None or self.neighbours is not None
-        queries = _encode(model, self.data.train["text"][:], "query") if with_rows else None
-        labels = _encode(model, self.data.labels["text"][:], "document") if with_labels else None
+
+        @cache
+        def queries() -> np.ndarray:
+            return _encode(model, self.data.train["text"][:], "query")
+
+        @cache
+        def labels() -> np.ndarray:
+            return _encode(model, self.data.labels["text"][:], "document")
+
         if self.mined is not None:
-            truth = self.data.to_csr("train").tocoo()
-            pairs = np.stack([truth.row, truth.col], 1).astype(np.int64)
-            known = np.unique(np.concatenate([pairs, self.data.filters["train"]]), axis=0)
-            self.mined.copy_(torch.from_numpy(self._mine_share(queries, labels, known)))
-        if self.neighbours is not None:
-            start, stop = share_of(len(labels))
-            ids, cosines = nearest_labels(labels, start, stop, self.neighbours.num_neighbours)
-            self.neighbours.write(gather_shares(ids, len(labels)), gather_shares(cosines, len(labels)))
+            self.mined.copy_(torch.from_numpy(self._mine(queries(), labels(), self.mined.size(1))))
+        if self.neighbors is not None:
+            num_labels = len(labels())
+            ids, cosines = nearest_labels(labels(), *share_of(num_labels), self.neighbors.num_neighbors)
+            self.neighbors.write(gather_shares(ids, num_labels), gather_shares(cosines, num_labels))
         if self.row_order is not None:
-            order = cluster_order(queries, self.batch_size, seed=self.seed + epoch)
-            order = torch.from_numpy(np.asarray(order, dtype=np.int64))
+            order = torch.from_numpy(cluster_order(queries(), self.batch_size, seed=self.seed + epoch))
             if is_distributed():  # k-means need not end alike on different machines
                 dist.broadcast(order, src=0)
             self.row_order.copy_(order)
 
-    def _mine_share(self, queries: np.ndarray, labels: np.ndarray, known: np.ndarray) -> np.ndarray:
+    def _mine(self, queries: np.ndarray, labels: np.ndarray, depth: int) -> np.ndarray:
+        """The hard negatives (N, depth) int32 of all rows; each rank searches for its share."""
+        truth = self.data.to_csr("train").tocoo()
+        pairs = np.stack([truth.row, truth.col], 1).astype(np.int64)
+        known = np.unique(np.concatenate([pairs, self.data.filters["train"]]), axis=0)
         start, stop = share_of(len(queries))
         own = known[(known[:, 0] >= start) & (known[:, 0] < stop)] - [[start, 0]]
-        mined = mine_hard_negatives(queries[start:stop], labels, own, self.mined.size(1))
-        return gather_shares(mined, len(queries))
+        return gather_shares(mine_hard_negatives(queries[start:stop], labels, own, depth), len(queries))
 
     def on_save(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        """Put what was mined beside the model's weights."""
         folder = Path(args.output_dir) / f"checkpoint-{state.global_step}"
         if state.is_world_process_zero and folder.is_dir():
             save_file(self._tensors(), folder / STATE_FILE)
@@ -135,7 +141,7 @@ class MiningCallback(TrainerCallback):
         """Take up what a checkpoint holds.
 
         Raises:
-            ValueError: if it was written with other settings.
+            ValueError: If it was written with other settings.
         """
         file = Path(checkpoint) / STATE_FILE
         if not file.is_file():
@@ -144,7 +150,7 @@ class MiningCallback(TrainerCallback):
         shapes = {name: tuple(t.shape) for name, t in saved.items()}
         if shapes != {name: tuple(t.shape) for name, t in own.items()}:
             raise ValueError(
-                f"{file} holds {shapes}; resume with the same data, hard_negatives, cluster_batches and neighbours "
+                f"{file} holds {shapes}; resume with the same data, hard_negatives, cluster_batches and neighbors "
                 "of labels as before"
             )
         for name, tensor in own.items():
@@ -152,8 +158,8 @@ class MiningCallback(TrainerCallback):
 
     def _tensors(self) -> dict[str, torch.Tensor]:
         named = {"mined": self.mined, "row_order": self.row_order}
-        if self.neighbours is not None:
-            named |= {"neighbour_ids": self.neighbours.ids, "neighbour_cosines": self.neighbours.cosines}
+        if self.neighbors is not None:  # under the names that checkpoints hold
+            named |= {"neighbour_ids": self.neighbors.ids, "neighbour_cosines": self.neighbors.cosines}
         return {name: tensor for name, tensor in named.items() if tensor is not None}
 
 

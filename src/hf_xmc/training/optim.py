@@ -55,7 +55,7 @@ class RowSparseAdamW(torch.optim.AdamW):
         fused: Passed on for the dense parameters.
 
     Raises:
-        ValueError: for betas, eps or decay outside their range, a sparse gradient that is not one of whole rows of a
+        ValueError: For betas, eps or decay outside their range, a sparse gradient that is not one of whole rows of a
             matrix, or a parameter whose gradient is sparse in one step and dense in another.
     """
 
@@ -75,6 +75,7 @@ class RowSparseAdamW(torch.optim.AdamW):
         self._step_supports_amp_scaling = False
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
+        """As the host's, with betas and eps checked."""
         super().add_param_group(param_group)
         group = self.param_groups[-1]
         beta1, beta2 = group["betas"]
@@ -93,11 +94,12 @@ class RowSparseAdamW(torch.optim.AdamW):
         sparse: list[tuple[nn.Parameter, Tensor]] = []
         for group in self.param_groups:
             for parameter in group["params"]:
-                if parameter.grad is None:
+                gradient = parameter.grad
+                if gradient is None:
                     continue
-                if parameter.grad.is_sparse:
-                    self._step_rows(parameter, group)
-                    sparse.append((parameter, parameter.grad))
+                if gradient.is_sparse:
+                    self._step_rows(parameter, gradient, group)
+                    sparse.append((parameter, gradient))
                 elif "history" in self.state[parameter]:
                     raise ValueError(
                         f"the gradient of a {tuple(parameter.shape)} parameter was sparse, now it is dense"
@@ -113,10 +115,14 @@ class RowSparseAdamW(torch.optim.AdamW):
         return loss
 
     @torch.no_grad()
-    def catch_up(self, parameter: nn.Parameter, rows: Tensor) -> None:
+    def catch_up(self, parameter: Tensor, rows: Tensor) -> None:
         """Bring rows of a sparse parameter to where dense AdamW has them after the last step.
 
-        rows: any shape, int64 in [0, L), may repeat. Nothing happens to a parameter that has not been updated yet.
+        Nothing happens to a parameter that has not been updated yet.
+
+        Args:
+            parameter: (L, D).
+            rows: Any shape, int64 in [0, L), may repeat.
         """
         state = self.state.get(parameter, {})
         if "history" in state:
@@ -141,6 +147,7 @@ class RowSparseAdamW(torch.optim.AdamW):
                     self._flush(parameter, state, group)
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """As the host's, with the rows' positions and history in their own types."""
         super().load_state_dict(state_dict)
         # The host class casts all state to the dtype of the parameter; here positions and history must stay exact.
         saved_ids = [i for group in state_dict["param_groups"] for i in group["params"]]
@@ -154,9 +161,9 @@ class RowSparseAdamW(torch.optim.AdamW):
                 }
                 self.state[parameter]["step"] = saved["step"].detach().clone().cpu()
 
-    def _step_rows(self, parameter: nn.Parameter, group: dict[str, Any]) -> None:
-        state = self._row_state(parameter, group)
-        rows, gradient = unique_rows(parameter.grad)  # (R,), (R, D)
+    def _step_rows(self, parameter: nn.Parameter, sparse: Tensor, group: dict[str, Any]) -> None:
+        state = self._row_state(parameter, sparse, group)
+        rows, gradient = unique_rows(sparse)  # (R,), (R, D)
         self._catch_up(parameter, state, rows)
         (beta1, beta2), lr = group["betas"], float(group["lr"])
         keep = 1 - lr * group["weight_decay"]
@@ -180,25 +187,24 @@ class RowSparseAdamW(torch.optim.AdamW):
         if state["decay"] < SMALLEST_DECAY:
             self._flush(parameter, state, group)
 
-    def _row_state(self, parameter: nn.Parameter, group: dict[str, Any]) -> dict[str, Any]:
+    def _row_state(self, parameter: nn.Parameter, sparse: Tensor, group: dict[str, Any]) -> dict[str, Any]:
         state = self.state[parameter]
         if "history" not in state:
             if state:
                 raise ValueError(f"the gradient of a {tuple(parameter.shape)} parameter was dense, now it is sparse")
-            if parameter.dim() != 2 or parameter.grad.sparse_dim() != 1:
+            if parameter.dim() != 2 or sparse.sparse_dim() != 1:
                 raise ValueError(
                     "a sparse gradient must hold rows of a matrix (L, D), as nn.Embedding(sparse=True) makes it; "
-                    f"got {parameter.grad.sparse_dim()} sparse dimensions of {tuple(parameter.shape)}"
+                    f"got {sparse.sparse_dim()} sparse dimensions of {tuple(parameter.shape)}"
                 )
-            moment = {"dtype": _moment_dtype(parameter), "device": parameter.device}
             state["step"] = torch.tensor(0.0)  # on the CPU, as AdamW keeps it
-            state["exp_avg"] = torch.zeros(parameter.shape, **moment)
-            state["exp_avg_sq"] = torch.zeros(parameter.shape, **moment)
+            state["exp_avg"] = parameter.new_zeros(parameter.shape, dtype=_moment_dtype(parameter))
+            state["exp_avg_sq"] = torch.zeros_like(state["exp_avg"])
             state["row_position"] = torch.zeros(len(parameter), dtype=torch.int32, device=parameter.device)
             _forget(state, group)
         return state
 
-    def _catch_up(self, parameter: nn.Parameter, state: dict[str, Any], rows: Tensor) -> None:
+    def _catch_up(self, parameter: Tensor, state: dict[str, Any], rows: Tensor) -> None:
         now, history = state["now"], state["history"]
         rows = rows[state["row_position"][rows] != now]
         first, second = state["exp_avg"], state["exp_avg_sq"]
@@ -227,15 +233,17 @@ class RowSparseAdamW(torch.optim.AdamW):
             second.index_copy_(0, chunk, v.mul_(power2))
         state["row_position"].index_fill_(0, rows, now)
 
-    def _flush(self, parameter: nn.Parameter, state: dict[str, Any], group: dict[str, Any]) -> None:
+    def _flush(self, parameter: Tensor, state: dict[str, Any], group: dict[str, Any]) -> None:
         self._catch_up(parameter, state, torch.arange(len(parameter), device=parameter.device))
         state["row_position"].zero_()
         _forget(state, group)
 
 
 def unique_rows(gradient: Tensor) -> tuple[Tensor, Tensor]:
-    """Rows (R,) int64 ascending and their summed values (R, D) of a sparse gradient; the values are not copied where
-    the rows are ascending already."""
+    """Rows (R,) int64, ascending, and their summed values (R, D) of a sparse gradient.
+
+    The values are not copied where the rows are ascending already.
+    """
     rows = gradient._indices()[0]
     if not bool((rows[1:] > rows[:-1]).all()):
         gradient = gradient.coalesce()
@@ -251,7 +259,7 @@ def clip_grad_norm(parameters: Iterable[nn.Parameter], max_norm: float) -> Tenso
     repeated rows summed, and are replaced by that form. With ``max_norm=math.inf`` it only measures.
 
     Raises:
-        ValueError: if ``max_norm`` is not positive.
+        ValueError: If ``max_norm`` is not positive.
     """
     if not max_norm > 0:
         raise ValueError(f"max_norm must be positive, got {max_norm}; math.inf measures without clipping")
@@ -261,8 +269,9 @@ def clip_grad_norm(parameters: Iterable[nn.Parameter], max_norm: float) -> Tenso
         if gradient is None:
             continue
         if gradient.is_sparse:
+            before = gradient._values()
             rows, gradient = unique_rows(gradient)
-            if gradient.data_ptr() != parameter.grad._values().data_ptr():
+            if gradient.data_ptr() != before.data_ptr():
                 parameter.grad = torch.sparse_coo_tensor(
                     rows.unsqueeze(0), gradient, parameter.shape, is_coalesced=True, check_invariants=False
                 )

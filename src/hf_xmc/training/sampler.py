@@ -1,4 +1,4 @@
-"""Which rows form a batch: at random, or near neighbours together; the same for a seed and an epoch."""
+"""Which rows form a batch: at random, or near neighbors together; the same for a seed and an epoch."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ class XMCBatchSampler(DefaultBatchSampler):
         batch_size: Rows in a batch.
         drop_last: Whether a last, smaller batch is dropped.
         seed: Together with the epoch it settles the order.
-        row_order: (N,) int64 shared tensor in which every run of ``batch_size`` rows is a group of neighbours; all -1
+        row_order: (N,) int64 shared tensor in which every run of ``batch_size`` rows is a group of neighbors; all -1
             while there is none yet. None for batches at random.
     """
 
@@ -38,11 +38,12 @@ class XMCBatchSampler(DefaultBatchSampler):
 
     def __iter__(self) -> Iterator[list[int]]:
         rng = np.random.default_rng([self.seed, self.epoch])
-        clustered = self.row_order is not None and int(self.row_order[0]) >= 0
-        order = self.row_order.numpy() if clustered else rng.permutation(self.num_rows)
         starts = np.arange(0, len(self) * self.batch_size, self.batch_size)
-        if clustered:  # the groups stay whole, only their order is drawn
-            starts = rng.permutation(starts)
+        if self.row_order is not None and int(self.row_order[0]) >= 0:
+            # The groups stay whole, only their order is drawn.
+            order, starts = self.row_order.numpy(), rng.permutation(starts)
+        else:
+            order = rng.permutation(self.num_rows)
         for start in starts:
             yield order[start : start + self.batch_size].tolist()
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from functools import partial
 from typing import Any
 
 import torch
@@ -22,7 +21,8 @@ from hf_xmc.distributed import PAD, is_distributed, pad_gather
 from hf_xmc.encoders.classifier import LabelClassifier
 from hf_xmc.encoders.encoder import XMCEncoder
 from hf_xmc.encoders.tokens import TokenizedTexts, special_tokens
-from hf_xmc.losses.label_terms import LabelNeighbours
+from hf_xmc.losses.label_terms import LabelNeighbors
+from hf_xmc.losses.pool.base import uses_pool
 from hf_xmc.losses.pool.decoupled_softmax import DecoupledSoftmaxLoss
 from hf_xmc.training.arguments import XMCTrainingArguments
 from hf_xmc.training.collator import XMCDataCollator
@@ -32,7 +32,7 @@ from hf_xmc.training.sampler import XMCBatchSampler
 
 
 class XMCTrainer(SentenceTransformerTrainer):
-    """Trains an encoder on an :class:`~hf_xmc.XMCDataset`, on one process or many (``accelerate launch``).
+    """Train an encoder on an :class:`~hf_xmc.XMCDataset`, on one process or many (``accelerate launch``).
 
     Draws of batches and pools depend on the seed, the epoch and the rows alone, so that a run resumed from a
     checkpoint ends with the numbers of an uninterrupted one.
@@ -46,11 +46,14 @@ class XMCTrainer(SentenceTransformerTrainer):
         kwargs: The host's further arguments (evaluator, callbacks, ...).
 
     Raises:
-        ValueError: if ``train_dataset`` is no XMCDataset.
+        ValueError: If ``train_dataset`` is no XMCDataset.
     """
 
     training_args_class = XMCTrainingArguments
     data_collator_class = XMCDataCollator
+    model: SentenceTransformer
+    args: XMCTrainingArguments
+    data_collator: XMCDataCollator
 
     def __init__(
         self,
@@ -66,47 +69,53 @@ class XMCTrainer(SentenceTransformerTrainer):
                 "XMCDataset.from_dataset, or use SentenceTransformerTrainer with an XMCDataCollator"
             )
         self.data = train_dataset  # before super().__init__, which asks for the collator
-        self._uses_pool = getattr(loss, "uses_pool", True)
+        self._uses_pool = uses_pool(loss)
         args = args or self.training_args_class(output_dir="tmp_trainer")
         num_rows = len(train_dataset.train)
-        # Shared memory: one writer (the mining callback), many readers (the collators, in whatever process).
-        mined = torch.full((num_rows, args.mining_depth), -1, dtype=torch.int32) if args.hard_negatives else None
-        row_order = torch.full((num_rows,), -1, dtype=torch.int64) if args.cluster_batches else None
-        self._mined, self._row_order = (t if t is None else t.share_memory_() for t in (mined, row_order))
+        self._mined = _shared((num_rows, args.mining_depth), torch.int32) if args.hard_negatives else None
+        self._row_order = _shared((num_rows,), torch.int64) if args.cluster_batches else None
         super().__init__(model=model, args=args, train_dataset=train_dataset.training_rows(), loss=loss, **kwargs)
-        tables = self._tables()
-        if tables:
-            # DDP would exchange the rows' gradient through a sparse all-reduce, which NCCL does not have.
-            names = [name for name, p in self.model.named_parameters() if any(p is t.weight for t in tables)]
+        # DDP would exchange the rows' gradient through a sparse all-reduce, which NCCL does not have.
+        weights = {table.weight for table in self._tables()}
+        names = [name for name, parameter in self.model.named_parameters() if parameter in weights]
+        if names:
             DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(self.model, names)
-        self.miner: MiningCallback | None = None
-        losses = nn.ModuleList(self.loss.values() if isinstance(self.loss, dict) else [self.loss])
-        neighbours = next((m for m in losses.modules() if isinstance(m, LabelNeighbours)), None)
-        if mined is not None or row_order is not None or neighbours is not None:
-            self.miner = MiningCallback(
-                train_dataset,
-                args.refresh_epochs,
-                mined=self._mined,
-                row_order=self._row_order,
-                neighbours=neighbours,
-                batch_size=self.args.train_batch_size,
-                seed=args.seed,
-            )
+        self.miner = self._make_miner()
+        if self.miner is not None:
             self.add_callback(self.miner)
         self.add_callback(_EpochCallback(self.data_collator))
 
-    def get_data_collator(
-        self, model: SentenceTransformer, args: XMCTrainingArguments, processing_class: Any = None
-    ) -> XMCDataCollator:
+    def _make_miner(self) -> MiningCallback | None:
+        """What keeps mined negatives, the order of rows and a loss's neighbors of labels up to date; None for none."""
+        losses = nn.ModuleList(self.loss.values() if isinstance(self.loss, dict) else [self.loss])
+        neighbors = next((module for module in losses.modules() if isinstance(module, LabelNeighbors)), None)
+        if self._mined is None and self._row_order is None and neighbors is None:
+            return None
+        return MiningCallback(
+            self.data,
+            self.args.refresh_epochs,
+            mined=self._mined,
+            row_order=self._row_order,
+            neighbors=neighbors,
+            batch_size=self.args.train_batch_size,
+            seed=self.args.seed,
+        )
+
+    def get_data_collator(self, model: Any, args: Any, processing_class: Any = None) -> XMCDataCollator:
+        """The collator of the data set, with the texts tokenized."""
         prompts = args.prompts or _prompts_of(model)
         if isinstance(prompts, dict):
             query_prompt, label_prompt = prompts.get("query"), prompts.get("candidate")
         else:
             query_prompt = label_prompt = prompts
-        tokenise = partial(TokenizedTexts, model[0].preprocess, **special_tokens(model))
+        # Not model.preprocess: a bound method of the model would carry the classifier into every worker.
+        preprocess, special = model[0].preprocess, special_tokens(model)
+        label_tokens = None
+        if self._uses_pool:
+            label_tokens = TokenizedTexts(preprocess, self.data.label_texts, prompt=label_prompt, **special)
+        texts = column_of(self.data.train, "text")
         return self.data_collator_class(
-            # Not model.preprocess: a bound method of the model would carry the classifier into every worker.
-            preprocess_fn=model[0].preprocess,
+            preprocess_fn=preprocess,
             prompts=prompts,
             label_texts=self.data.label_texts,
             filters=self.data.filter_csr("train") if len(self.data.filters["train"]) else None,
@@ -117,19 +126,25 @@ class XMCTrainer(SentenceTransformerTrainer):
             mined=self._mined,
             seed=args.seed,
             pool=self._uses_pool,
-            label_tokens=tokenise(self.data.label_texts, prompt=label_prompt) if self._uses_pool else None,
-            row_tokens=tokenise(column_of(self.data.train, "text"), prompt=query_prompt, task="query"),
+            label_tokens=label_tokens,
+            row_tokens=TokenizedTexts(preprocess, texts, prompt=query_prompt, task="query", **special),
             token_dropout=args.token_dropout,
         )
 
     def get_batch_sampler(
-        self, dataset: Dataset, batch_size: int, drop_last: bool, seed: int = 0, **kwargs: Any
+        self,
+        dataset: Dataset,
+        batch_size: int,
+        drop_last: bool,
+        valid_label_columns: list[str] | None = None,
+        generator: torch.Generator | None = None,
+        seed: int = 0,
     ) -> BatchSampler:
-        return XMCBatchSampler(
-            dataset, batch_size=batch_size, drop_last=drop_last, seed=seed, row_order=self._row_order
-        )
+        """Batches at random or of neighbors, settled by the seed and the epoch alone."""
+        return XMCBatchSampler(dataset, batch_size, drop_last, seed=seed, row_order=self._row_order)
 
-    def get_default_loss(self, model: SentenceTransformer) -> nn.Module:
+    def get_default_loss(self, model: Any) -> nn.Module:
+        """Decoupled softmax over the pool."""
         return DecoupledSoftmaxLoss(model)
 
     # -- tables with sparse gradients, and an optimizer that must be flushed before their rows are read ---------------
@@ -155,10 +170,7 @@ class XMCTrainer(SentenceTransformerTrainer):
         for table in self._tables():
             weight = table.weight
             if weight.grad is None:  # this rank touched no row, but the others wait for it
-                ids, values = (
-                    torch.zeros(0, dtype=torch.int64, device=weight.device),
-                    weight.new_zeros(0, weight.size(1)),
-                )
+                ids, values = weight.new_zeros(0, dtype=torch.int64), weight.new_zeros(0, weight.size(1))
             else:
                 ids, values = unique_rows(weight.grad)
             ids, values = pad_gather(ids, PAD), pad_gather(values, 0.0)
@@ -167,7 +179,13 @@ class XMCTrainer(SentenceTransformerTrainer):
                 ids[kept].unsqueeze(0), values[kept] / dist.get_world_size(), weight.shape
             ).coalesce()
 
-    def get_optimizer_cls_and_kwargs(self, args: XMCTrainingArguments, model: Any = None) -> tuple[Any, Any]:
+    # Static in transformers, no longer so in sentence-transformers.
+    def get_optimizer_cls_and_kwargs(self, args: Any, model: Any = None) -> tuple[Any, Any]:  # type: ignore[override]
+        """AdamW that touches only the rows of a step, where a table has sparse gradients.
+
+        Raises:
+            ValueError: If such a table is to be trained with another optimizer.
+        """
         optimizer_cls, kwargs = super().get_optimizer_cls_and_kwargs(args, model)
         if not self._tables():
             return optimizer_cls, kwargs
@@ -179,6 +197,7 @@ class XMCTrainer(SentenceTransformerTrainer):
         return RowSparseAdamW, kwargs
 
     def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
+        """The host's optimizer; one that works by rows follows the tables, which are equal on all ranks from here."""
         is_new = self.optimizer is None
         optimizer = super().create_optimizer(model)
         if is_new and isinstance(optimizer, RowSparseAdamW):
@@ -209,6 +228,7 @@ class XMCTrainer(SentenceTransformerTrainer):
         return super()._get_grad_norm(model, grad_norm=grad_norm)
 
     def evaluation_loop(self, *args: Any, **kwargs: Any) -> Any:
+        """As the host's, with all rows up to date."""
         self.flush_optimizer()
         return super().evaluation_loop(*args, **kwargs)
 
@@ -226,10 +246,15 @@ class XMCTrainer(SentenceTransformerTrainer):
             self.optimizer = self.lr_scheduler = None  # they were of parameters that are gone
         return result
 
-    def _load_from_checkpoint(self, checkpoint_path: str) -> None:
-        super()._load_from_checkpoint(checkpoint_path)
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
+        super()._load_from_checkpoint(resume_from_checkpoint)
         if self.miner is not None:
-            self.miner.load(checkpoint_path)
+            self.miner.load(resume_from_checkpoint)
+
+
+def _shared(shape: tuple[int, ...], dtype: torch.dtype) -> torch.Tensor:
+    """A tensor of -1 in shared memory: one writer (the mining callback), readers in whatever process (collators)."""
+    return torch.full(shape, -1, dtype=dtype).share_memory_()
 
 
 def _prompts_of(model: SentenceTransformer) -> dict[str, str]:
@@ -239,7 +264,7 @@ def _prompts_of(model: SentenceTransformer) -> dict[str, str]:
 
 
 class _EpochCallback(TrainerCallback):
-    """Tells the collator, in whatever process it runs, which epoch it is."""
+    """Tell the collator, in whatever process it runs, which epoch it is."""
 
     def __init__(self, collator: XMCDataCollator) -> None:
         self.collator = collator

@@ -15,6 +15,15 @@ from hf_xmc.encoders.packing import embed
 from hf_xmc.losses.pool.targets import PoolTargets
 
 
+def uses_pool(loss: nn.Module | None) -> bool:
+    """Whether batches for a loss need a pool of candidates, drawn by the collator.
+
+    A loss that has the label texts itself, as those over all labels do, declares it with a class attribute
+    ``uses_pool = False`` and is given queries and their labels' ids alone. Any other gets a pool.
+    """
+    return getattr(loss, "uses_pool", True)
+
+
 class PoolLoss(nn.Module, ABC):
     """A loss between B queries and the C candidates of all ranks; subclasses say what becomes of the scores.
 
@@ -35,6 +44,7 @@ class PoolLoss(nn.Module, ABC):
         """Scalar loss; scores, relevance, excluded: (B, C); num_rows: the divisor of the sum over rows."""
 
     def forward(self, sentence_features: Iterable[dict[str, Any]], labels: Tensor | None = None) -> Tensor:
+        """The loss () of a batch; ``labels`` (B, P) int64 are ids, padded with -1, None for plain text columns."""
         features = list(sentence_features)
         targets = PoolTargets.from_features(features, labels)
         # Queries first: DDP judges by the last forward which parameters a step uses.
@@ -42,7 +52,7 @@ class PoolLoss(nn.Module, ABC):
         return self.pool_loss(queries, torch.cat(candidates), targets)
 
     def pool_loss(self, queries: Tensor, candidates: Tensor, targets: PoolTargets) -> Tensor:
-        """queries: (B, D); candidates: (C_rank, D), of this rank. Returns a scalar."""
+        """The loss () between queries (B, D) and candidates (C_rank, D) of this rank, of any length."""
         queries, candidates = F.normalize(queries, dim=-1), F.normalize(candidates, dim=-1)
         candidates, candidate_ids = gather_pool(candidates, targets.candidate_ids)
         relevance = targets.relevance(candidate_ids)  # (B, C)
@@ -58,4 +68,5 @@ class PoolLoss(nn.Module, ABC):
         return scores, relevance, excluded
 
     def get_config_dict(self) -> dict[str, Any]:
+        """The settings that a model card shows."""
         return {"scale": self.scale}

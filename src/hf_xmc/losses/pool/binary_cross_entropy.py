@@ -23,6 +23,7 @@ class BinaryCrossEntropyLoss(PoolLoss):
     """
 
     def score_loss(self, scores: Tensor, relevance: Tensor, excluded: Tensor | None, num_rows: Tensor) -> Tensor:
+        """:func:`~hf_xmc.losses.functional.binary_cross_entropy` of the scores."""
         entries = torch.tensor(scores.numel(), device=scores.device)
         if excluded is not None:
             entries = entries - excluded.sum()

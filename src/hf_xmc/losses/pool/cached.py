@@ -37,7 +37,7 @@ class CachedPoolLoss(CachedLossMixin, PoolLoss):
         kwargs: Those of the plain loss.
 
     Raises:
-        ValueError: for a static encoder, whose vectors need no caching.
+        ValueError: For a static encoder, whose vectors need no caching.
     """
 
     def __init__(self, model: nn.Module, *, mini_batch_size: int = 32, **kwargs: Any) -> None:
@@ -49,8 +49,10 @@ class CachedPoolLoss(CachedLossMixin, PoolLoss):
         self.mini_batch_size = mini_batch_size
 
     def forward(self, sentence_features: Iterable[dict[str, Any]], labels: Tensor | None = None) -> Tensor:
+        """As the plain loss; its gradient is made here, the backward pass only hands it on."""
         features = list(sentence_features)
-        return self.forward_cached(features, PoolTargets.from_features(features, labels))
+        targets: Any = PoolTargets.from_features(features, labels)  # the host hands them on unread
+        return self.forward_cached(features, targets)
 
     def embed_minibatch(
         self,
@@ -61,15 +63,15 @@ class CachedPoolLoss(CachedLossMixin, PoolLoss):
         copy_random_state: bool,
         random_state: RandContext | None = None,
     ) -> tuple[Tensor, RandContext | None]:
+        """The vectors of rows ``begin`` to ``end`` of a column, with the dropout of ``random_state``."""
         part = _create_minibatch({k: v for k, v in sentence_feature.items() if k not in _ROW_KEYS}, begin, end)
         part |= {key: sentence_feature[key][begin:end] for key in _ROW_KEYS if key in sentence_feature}
         with random_state or nullcontext(), nullcontext() if with_grad else torch.no_grad():
             state = RandContext(*(v for v in part.values() if isinstance(v, Tensor))) if copy_random_state else None
             return embed(self.model, part)["sentence_embedding"], state
 
-    def calculate_loss(
-        self, reps: list[list[Tensor]], labels: PoolTargets | None = None, *, with_backward: bool = False
-    ) -> Tensor:
+    def calculate_loss(self, reps: list[list[Tensor]], labels: Any = None, *, with_backward: bool = False) -> Tensor:
+        """The loss of all vectors, given in parts a column; ``labels`` are the :class:`PoolTargets`."""
         queries, *candidates = [torch.cat(column) for column in reps]
         loss = self.pool_loss(queries, torch.cat(candidates), labels)
         if with_backward:
@@ -78,6 +80,7 @@ class CachedPoolLoss(CachedLossMixin, PoolLoss):
         return loss
 
     def get_config_dict(self) -> dict[str, Any]:
+        """The settings that a model card shows."""
         return super().get_config_dict() | {"mini_batch_size": self.mini_batch_size}
 
 

@@ -36,10 +36,12 @@ class DecoupledSoftmaxLoss(PoolLoss):
     """
 
     def score_loss(self, scores: Tensor, relevance: Tensor, excluded: Tensor | None, num_rows: Tensor) -> Tensor:
+        """:func:`~hf_xmc.losses.functional.decoupled_softmax` of the scores."""
         return decoupled_softmax(scores, relevance, excluded, num_rows=num_rows)
 
     @property
     def citation(self) -> str:
+        """BibTeX of the paper."""
         return """
 @inproceedings{gupta2024dexml,
     title = "Dual-Encoders for Extreme Multi-Label Classification",

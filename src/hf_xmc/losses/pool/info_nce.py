@@ -26,4 +26,5 @@ class InfoNCELoss(PoolLoss):
     """
 
     def score_loss(self, scores: Tensor, relevance: Tensor, excluded: Tensor | None, num_rows: Tensor) -> Tensor:
+        """:func:`~hf_xmc.losses.functional.info_nce` of the scores."""
         return info_nce(scores, relevance, excluded, num_rows=num_rows)

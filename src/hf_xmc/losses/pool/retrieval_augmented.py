@@ -33,6 +33,7 @@ class RetrievalAugmentedLoss(DecoupledSoftmaxLoss):
     def more_negatives(
         self, queries: Tensor, targets: PoolTargets, scores: Tensor, relevance: Tensor, excluded: Tensor | None
     ) -> tuple[Tensor, Tensor, Tensor | None]:
+        """Append the queries of all ranks; those that share a label with the row, itself among them, are excluded."""
         everyone = pad_gather(queries, 0.0, with_grad=True)  # (W B, D)
         of_all, present = targets.of_all_ranks()
         ids = of_all.positive_ids
@@ -52,6 +53,7 @@ class RetrievalAugmentedLoss(DecoupledSoftmaxLoss):
 
     @property
     def citation(self) -> str:
+        """BibTeX of the paper."""
         return """
 @misc{raexmc2025,
     title = "Retrieval-augmented Encoders for Extreme Multi-label Text Classification",

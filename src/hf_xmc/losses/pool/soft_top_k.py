@@ -13,7 +13,7 @@ from hf_xmc.losses.pool.decoupled_softmax import DecoupledSoftmaxLoss
 
 
 class SoftTopKLoss(PoolLoss):
-    """The mean over positives of ``-log sigmoid(alpha (s_ip + t_i))``, t_i so that a row's probabilities sum to k.
+    """The mean over positives of ``-log sigmoid(alpha (s_ip + t_i))``, t_i such that a row's probabilities sum to k.
 
     Lifts the positives into the first k places without asking for an order among them. See
     :func:`hf_xmc.losses.functional.soft_top_k`.
@@ -36,9 +36,11 @@ class SoftTopKLoss(PoolLoss):
         self.alpha = alpha
 
     def score_loss(self, scores: Tensor, relevance: Tensor, excluded: Tensor | None, num_rows: Tensor) -> Tensor:
+        """:func:`~hf_xmc.losses.functional.soft_top_k` of the scores."""
         return soft_top_k(scores, relevance, self.k, self.alpha, excluded, num_rows=num_rows)
 
     def get_config_dict(self) -> dict[str, Any]:
+        """The settings that a model card shows."""
         return super().get_config_dict() | {"k": self.k, "alpha": self.alpha}
 
     citation = DecoupledSoftmaxLoss.citation

@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from hf_xmc.distributed import PAD, pad_gather
+from hf_xmc.losses.streaming.pairs import Csr
 
 
 @dataclass(frozen=True)
@@ -34,11 +35,16 @@ class PoolTargets:
 
         Plain columns have no ids: a hash of the tokens stands for a text. So equal texts are one candidate, and the
         positives of an anchor that the batch repeats are positives of each of its rows.
+
+        Raises:
+            ValueError: If there is no column of candidates, or candidates have ids and the rows no labels.
         """
         if len(features) < 2:
             raise ValueError(f"expected queries and candidates, got {len(features)} text column(s)")
         query = features[0]
         if "ids" in features[1]:
+            if labels is None:
+                raise ValueError("a batch with ids of candidates needs the label ids of its rows, got None")
             return cls(features[1]["ids"], labels, query.get("label_weights"), query.get("filter_ids"))
         keys = [text_keys(feature) for feature in features[1:]]
         anchors = text_keys(query)
@@ -87,22 +93,29 @@ def membership(ids: Tensor, candidate_ids: Tensor, weights: Tensor | None = None
     return matrix.scatter_reduce_(1, place, values, reduce="amax")
 
 
-def to_csr(ids: Tensor, place: Tensor, weights: Tensor | None = None) -> tuple[Tensor, ...]:
+def places(ids: Tensor, num_labels: int) -> Tensor:
+    """(L,) int64: where each label stands among ``ids`` (n,) int64, -1 for nowhere."""
+    place = torch.full((num_labels,), PAD, device=ids.device)
+    place[ids] = torch.arange(len(ids), device=ids.device)
+    return place
+
+
+def to_csr(ids: Tensor, place: Tensor, weights: Tensor | None = None) -> Csr:
     """Padded ids -> CSR pair, or triple with weights, each place once in a row.
 
     Args:
         ids: (B, P) int64 global label ids, padded with -1.
-        place: (L,) int64, where each label stands, -1 for nowhere.
+        place: (L,) int64, where each label stands, -1 for nowhere; see :func:`places`.
         weights: (B, P) float, or None.
     """
     columns = F.pad(place, (0, 1), value=PAD)[ids]  # pads read the last place
     ordered, order = columns.sort(dim=1, stable=True)
     own = ordered != PAD
     own[:, 1:] &= ordered[:, 1:] != ordered[:, :-1]
-    parts = [F.pad(own.sum(1).cumsum(0), (1, 0)), ordered[own]]
-    if weights is not None:
-        parts.append(weights.gather(1, order)[own])
-    return tuple(parts)
+    indptr = F.pad(own.sum(1).cumsum(0), (1, 0))  # (B + 1,)
+    if weights is None:
+        return indptr, ordered[own]
+    return indptr, ordered[own], weights.gather(1, order)[own]
 
 
 def text_keys(feature: dict[str, Tensor]) -> Tensor:
