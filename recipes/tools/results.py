@@ -64,10 +64,13 @@ def row_of(name: str, run: Mapping[str, Any]) -> dict[str, Any]:
     """A row from what ``RunRecord.write`` wrote.
 
     Raises:
-        ValueError: if the run was made outside a clone or with changed files: nobody could repeat it.
+        ValueError: if the run was made outside a clone or with changed files, so that nobody could repeat it, or on a
+            system that does not tell its peak memory.
     """
     if run["commit"] is None or run["dirty"]:
         raise ValueError(f"the run of {name} was made with commit {run['commit']}, dirty {run['dirty']}: commit first")
+    if run["peak_memory_gib"] is None:
+        raise ValueError(f"the run of {name} was made where no system call tells the peak memory: use Linux or macOS")
     row = {
         "name": name,
         "command": command_of(run["command"], run["world_size"]),

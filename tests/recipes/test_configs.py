@@ -2,32 +2,28 @@
 
 from __future__ import annotations
 
-import ast
-import sys
-import types
+import importlib
 from dataclasses import is_dataclass
 from pathlib import Path
 
 import pytest
 import yaml
 from accelerate.commands.config.config_args import load_config_from_file
+from results import read_results
 
 from hf_xmc.data.catalog import BENCHMARKS
 from hf_xmc.runs.config import read_recipe_config
 
 RECIPES = Path(__file__).resolve().parent.parent.parent / "recipes"
 CONFIGS = sorted((RECIPES / "configs").glob("*/*.yaml"))
+METHODS = ("unidec", "dexml", "raexmc", "gandalf")
 
 
-def arguments_of(recipe: Path) -> type:
-    """The recipe's dataclass, made without running the recipe: its imports, its constants and the class."""
-    tree = ast.parse(recipe.read_text(encoding="utf8"))
-    first = next(place for place, node in enumerate(tree.body) if isinstance(node, ast.ClassDef))
-    module = types.ModuleType(f"head_of_{recipe.stem}")
-    module.__file__ = str(recipe)
-    sys.modules[module.__name__] = module  # dataclasses look there for the meaning of annotations
-    exec(compile(ast.Module(tree.body[: first + 1], []), str(recipe), "exec"), vars(module))
-    return getattr(module, tree.body[first].name)  # type: ignore[attr-defined]
+def arguments_of(recipe: str) -> type:
+    """The recipe's own dataclass."""
+    module = importlib.import_module(f"recipes.{recipe}")
+    (found,) = (each for each in vars(module).values() if is_dataclass(each) and each.__module__ == module.__name__)
+    return found
 
 
 def recipe_of(config: Path) -> str:
@@ -38,7 +34,7 @@ def recipe_of(config: Path) -> str:
 @pytest.fixture(scope="module")
 def recipes() -> dict[str, type]:
     stems = {recipe_of(file) for file in CONFIGS}
-    return {stem: arguments_of(RECIPES / f"{stem}.py") for stem in stems}
+    return {stem: arguments_of(stem) for stem in stems}
 
 
 @pytest.mark.parametrize("file", CONFIGS, ids=lambda file: f"{file.parent.name}/{file.stem}")
@@ -66,7 +62,17 @@ def test_every_benchmark_has_a_config_for_every_method() -> None:
     wanted = {(name, method) for name in BENCHMARKS for method in ("dexml", "unidec", "raexmc")}
     # The papers of the other two do not run it.
     assert wanted - have == {("eurlex-4k", "unidec"), ("eurlex-4k", "raexmc")}
-    assert {("default", method) for method in ("dexml", "unidec", "raexmc")} <= have
+    assert {("default", method) for method in METHODS} <= have
+    assert {(name, "gandalf") for name in ("lf-gutenberg-science-tiny", "lf-gutenberg-titles")} <= have
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_every_field_of_a_method_is_set_by_a_config_or_a_row(method: str, recipes: dict[str, type]) -> None:
+    own = set(recipes[method].__annotations__)
+    given = {name for file in CONFIGS if recipe_of(file) == method for name in yaml.safe_load(file.read_text())}
+    commands = [row["command"] for row in read_results()["rows"] if f"recipes/{method}.py" in row["command"]]
+    given |= {word.partition("=")[0] for command in commands for word in command.split()}
+    assert own and own <= given
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""What a recipe does with a knowledge memory: chooses its form without the test split, then measures it there."""
+"""What a recipe does with a knowledge memory: choose its form without the test split, then measure it there."""
 
 from __future__ import annotations
 
@@ -10,10 +10,11 @@ import numpy as np
 
 from hf_xmc.data.dataset import XMCDataset
 from hf_xmc.encoders.encoder import XMCEncoder
-from hf_xmc.evaluation.evaluator import RECALL_CUTS, XMCEvaluator, search_filtered
+from hf_xmc.evaluation.evaluator import RECALL_CUTS, XMCEvaluator
 from hf_xmc.index.label_index import LabelIndex
-from hf_xmc.memory.fit import MemoryFit, fit_fold, fit_memory, fold_rows
-from hf_xmc.memory.form import MemoryForm
+from hf_xmc.memory import MemoryForm
+from hf_xmc.memory.fit import MemoryFit, fit_memory
+from hf_xmc.memory.fold import fit_fold, fold_rows
 from hf_xmc.memory.knowledge_memory import KnowledgeMemory
 from hf_xmc.metrics.functional import inverse_propensities
 from hf_xmc.retriever.retriever import Retriever
@@ -98,13 +99,12 @@ def choose_memory_leave_one_out(
 
 
 def decide_memory(
-    encoder: XMCEncoder, development: XMCDataset, psp_weight: float, record: RunRecord, *, held_out: bool = True
+    encoder: XMCEncoder, development: XMCDataset, record: RunRecord, *, held_out: bool = True
 ) -> MemoryChoice:
-    """:func:`choose_memory`, or leave-one-out where nothing is ``held_out``; timed, printed and noted."""
+    """:func:`choose_memory`, or leave-one-out where nothing is ``held_out``; timed and noted."""
     choose = choose_memory if held_out else choose_memory_leave_one_out
     with record.timed("fitting"):
-        choice = choose(encoder, development, psp_weight)
-    print(choice)
+        choice = choose(encoder, development)
     record.notes.append(str(choice))
     return choice
 
@@ -130,7 +130,7 @@ def memory_rows(
     texts, truth, filters = data.train["text"][:], data.to_csr("train"), data.filters["test"]
     top_k = max(RECALL_CUTS)
     queries = encoder.query_vectors(data.test["text"][:])
-    plain, _ = search_filtered(retriever.index, queries, top_k, filters)
+    plain, _ = retriever.index.search(queries, top_k, filters=filters)
     record.costs["label search"] = {"bytes": 0, "ms_per_query": _milliseconds(retriever.index.search, queries)}
     if choice.form.row_weight > 0:
         retriever.remember(texts, truth, choice.form)
@@ -142,18 +142,24 @@ def memory_rows(
     if choice.fold_weight > 0:
         rows = encoder.key_vectors(texts)
         index = LabelIndex.exact(fold_rows(retriever.index.vectors, rows, truth, choice.fold_weight))
-        rankings["folded"], _ = search_filtered(index, queries, top_k, filters)
+        rankings["folded"], _ = index.search(queries, top_k, filters=filters)
         record.costs["folded"] = {"bytes": 0, "ms_per_query": _milliseconds(index.search, queries)}
     for name, ids in rankings.items():
         gains = test.intervals(ids, plain)
         record.gains[name] = {key: [gain.value, gain.low, gain.high] for key, gain in gains.items()}
-        shown = (
-            f"{key} {100 * gains[key].value:+.2f} [{100 * gains[key].low:+.2f}, {100 * gains[key].high:+.2f}]"
-            for key in _SHOWN
-        )
-        cost = record.costs[name]
-        print(f"{name}: {', '.join(shown)}; {cost['bytes'] / 2**20:.1f} MB, {cost['ms_per_query']:.2f} ms a query")
     return {name: record.test(name, test, ids) for name, ids in rankings.items()}
+
+
+def gain_lines(record: RunRecord) -> list[str]:
+    """One line for each form of a memory that :func:`memory_rows` measured: its gains in points, and what it costs."""
+    lines = []
+    for name, gains in record.gains.items():
+        points = {key: [100 * end for end in gains[key]] for key in _SHOWN}
+        shown = (f"{key} {value:+.2f} [{low:+.2f}, {high:+.2f}]" for key, (value, low, high) in points.items())
+        cost = record.costs[name]
+        size, time_taken = cost["bytes"] / 2**20, cost["ms_per_query"]
+        lines.append(f"{name}: {', '.join(shown)}; {size:.1f} MB, {time_taken:.2f} ms a query")
+    return lines
 
 
 def _milliseconds(search: Callable[[np.ndarray, int], object], queries: np.ndarray) -> float:

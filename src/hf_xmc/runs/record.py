@@ -5,11 +5,10 @@ from __future__ import annotations
 import json
 import os
 import platform
-import resource
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
 from importlib.metadata import version
@@ -23,6 +22,11 @@ from hf_xmc.data.dataset import XMCDataset
 from hf_xmc.evaluation.evaluator import XMCEvaluator
 from hf_xmc.metrics.frequency import frequency_bins
 
+try:
+    import resource
+except ImportError:  # Windows has no such module
+    resource = None  # type: ignore[assignment]
+
 PACKAGES = ("torch", "transformers", "sentence-transformers", "datasets", "accelerate", "numpy", "scipy")
 
 # Shown of a run where nothing else is asked for.
@@ -34,6 +38,7 @@ class RunRecord:
 
     Args:
         config: The fields the run was started with; must be JSON.
+        command: The script and its command line; None for the process's own.
 
     Attributes:
         metrics: Name -> metrics in [0, 1]; the held-out part's among them.
@@ -48,8 +53,9 @@ class RunRecord:
         notes: What the run assumed.
     """
 
-    def __init__(self, config: Mapping[str, Any]) -> None:
+    def __init__(self, config: Mapping[str, Any], command: Sequence[str] | None = None) -> None:
         self.config = dict(config)
+        self.command = list(sys.argv if command is None else command)
         self.metrics: dict[str, dict[str, float]] = {}
         self.tests: dict[str, dict[str, Any]] = {}
         self.seconds: dict[str, dict[str, float]] = {}
@@ -95,7 +101,7 @@ class RunRecord:
             "propensity": [data.propensity.a, data.propensity.b],
             "example": data.test["text"][0],
         } | source_of(folder)
-        if not any(word.startswith("--config") for word in sys.argv):
+        if not any(word.startswith("--config") for word in self.command):
             self.notes.append("settings: no --config given, so those that the recipe starts from")
         if data.propensity.assumed:
             self.notes.append(
@@ -129,7 +135,7 @@ class RunRecord:
             "all_metrics": self.metrics,
             "gains": self.gains,
             "costs": self.costs,
-            "command": sys.argv,
+            "command": self.command,
             **commit(),
             "seed": self.config.get("seed"),
             "seconds": self.seconds | {"total": total},
@@ -149,14 +155,19 @@ class RunRecord:
 
 def cpu_seconds() -> float:
     """CPU seconds of this process, all its threads and its ended children."""
+    if resource is None:
+        spent = os.times()
+        return spent.user + spent.system + spent.children_user + spent.children_system
     return sum(
         usage.ru_utime + usage.ru_stime
         for usage in (resource.getrusage(resource.RUSAGE_SELF), resource.getrusage(resource.RUSAGE_CHILDREN))
     )
 
 
-def peak_memory_gib() -> float:
-    """Largest resident memory of this process so far, in GiB."""
+def peak_memory_gib() -> float | None:
+    """Largest resident memory of this process so far, in GiB; None where the system does not tell."""
+    if resource is None:
+        return None
     kilo = 1024 if platform.system() != "Darwin" else 1
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * kilo / 2**30
 
@@ -166,7 +177,7 @@ def hardware() -> str:
     if torch.cuda.is_available():
         return f"{torch.cuda.device_count()} x {torch.cuda.get_device_name()}"
     threads = torch.get_num_threads()
-    return f"{_cpu_name()}, {threads} thread{'s' * (threads > 1)}"
+    return f"{_cpu_name()}, {threads} {'thread' if threads == 1 else 'threads'}"
 
 
 def commit() -> dict[str, Any]:

@@ -1,0 +1,100 @@
+"""A recipe is imported without running and called with a command line; what it leaves holds what it was told."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+import results
+from toys import TINY
+
+import hf_xmc
+from hf_xmc.runs import config as runs_config
+from recipes import baselines, dexml, gandalf, raexmc, unidec
+
+SHORT = ("num_train_epochs=1", "use_cpu=true", "disable_tqdm=true", "logging_strategy=no")
+
+
+@pytest.fixture(autouse=True)
+def threads_stay(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(runs_config, "share_cores", lambda: None)
+
+
+def run(recipe: object, folder: Path, words: Sequence[str]) -> dict:
+    """What the recipe's main wrote as metrics.json."""
+    recipe.main(["--output_dir", str(folder), *words])  # type: ignore[attr-defined]
+    return json.loads((folder / "metrics.json").read_text(encoding="utf8"))
+
+
+@pytest.mark.parametrize("name", ["unidec", "dexml", "raexmc", "gandalf", "quickstart", "baselines", "sweep"])
+def test_a_recipe_is_imported_without_running(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    module = importlib.reload(importlib.import_module(f"recipes.{name}"))
+    assert callable(module.main) and os.listdir(tmp_path) == []
+
+
+def test_unidec_fits_on_the_held_out_part_and_trains_again(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    config = str(TINY.parent.parent / "configs" / TINY.name / "unidec.yaml")
+    record = run(unidec, tmp_path, ["--config", config, *SHORT])
+    assert results.command_of(record["command"], 1).endswith(
+        "recipes/unidec.py --config recipes/configs/lf-gutenberg-science-tiny/unidec.yaml num_train_epochs=1 "
+        "use_cpu=true logging_strategy=no"
+    )
+    assert record["config"]["data_dir"] == str(TINY) and record["data"]["num_test"] == 1008
+    assert {"training, held-out part left out", "fitting", "training"} <= set(record["seconds"])
+    assert not any(note.startswith("settings: no --config") for note in record["notes"])
+    assert {note.partition(":")[0] for note in record["notes"]} == {"row lengths", "memory", "calibration"}
+    (fitted,) = (name for name in record["all_metrics"] if name.startswith("held out: fitted: "))
+    best = max(m["precision@1"] for name, m in record["all_metrics"].items() if name.startswith("held out: "))
+    assert record["all_metrics"][fitted]["precision@1"] > best - 0.02 > 0.4
+    retriever = hf_xmc.Retriever.from_pretrained(tmp_path)
+    form = retriever.encoder.search_form
+    assert fitted.removeprefix("held out: fitted: ") == f"{form.classifier_weight}{unidec.unit_rows(form)}"
+    assert retriever.calibration is not None
+    assert record["tests"]["UniDEC"]["metrics"]["precision@1"][0] > 0.4
+    printed = capsys.readouterr().out
+    assert "held-out part, percent" in printed and f"saved to {tmp_path}" in printed
+    assert (tmp_path / "README.md").is_file()
+
+
+def test_raexmc_without_a_held_out_part_trains_once_and_fits_leave_one_out(tmp_path: Path) -> None:
+    record = run(raexmc, tmp_path, ["hold_out=0", "hard_negatives=0", *SHORT])
+    assert "training" in record["seconds"] and "training, held-out part left out" not in record["seconds"]
+    assert record["notes"][0].startswith("settings: no --config given")
+    assert "with memory" in record["tests"] and record["gains"]["with memory"]["precision@1"][0] != 0
+    assert record["metrics"] == record["all_metrics"]["with memory"]
+
+
+def test_gandalf_searches_by_the_classifier_alone(tmp_path: Path) -> None:
+    record = run(gandalf, tmp_path, ["refit=false", *SHORT])
+    assert set(record["tests"]) == {"Gandalf"} and record["metrics"]["precision@1"] > 0.15
+    assert hf_xmc.Retriever.from_pretrained(tmp_path).encoder.search_form == gandalf.BLIND
+
+
+def test_gandalf_rows_are_train_rows_and_label_texts_with_soft_targets() -> None:
+    data = hf_xmc.load_lf(TINY)
+    _, loss, rows = gandalf.make_model(gandalf.Gandalf(), data)
+    assert rows.train.num_rows == len(data.train) + data.num_labels and loss.encoder_weight == 0
+    assert rows.train[len(data.train)]["text"] == data.labels[0]["text"]
+    assert 0 in rows.train[len(data.train)]["label_ids"]
+    _, loss, rows = gandalf.make_model(gandalf.Gandalf(label_texts=True, label_rows=False, in_batch_weight=0.2), data)
+    assert rows is data and loss.encoder_weight == 0.5 and loss.label_terms is not None
+
+
+def test_baselines_keep_what_each_line_took(tmp_path: Path) -> None:
+    record = run(baselines, tmp_path, ["encoders=[]", *SHORT])
+    assert set(record["tests"]) == {"TF-IDF zero-shot", "TF-IDF kNN"} <= set(record["seconds"])
+
+
+def test_wrong_choices_are_named(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="labels is 'some'; expected one of"):
+        dexml.main(["labels=some"])
+    with pytest.raises(ValueError, match="labels: table is decoupled softmax, got loss: info_nce"):
+        dexml.main(["labels=table", "loss=info_nce"])
+    for recipe in (unidec, gandalf):
+        with pytest.raises(ValueError, match="hold_out is 0"):
+            recipe.main(["hold_out=0", "--output_dir", str(tmp_path), "use_cpu=true"])
