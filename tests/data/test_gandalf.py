@@ -25,6 +25,7 @@ from hf_xmc.data.gandalf import (
     tail_labels,
     with_label_rows,
 )
+from hf_xmc.data.pairs import NO_PAIRS
 from hf_xmc.training.collator import XMCDataCollator
 
 GOLDEN = sp.csr_matrix(np.array([[1, 1, 0], [1, 0, 1], [1, 1, 0], [0, 0, 1], [1, 0, 0]], dtype=np.float32))
@@ -239,13 +240,14 @@ def test_the_collator_hands_soft_targets_to_the_loss(data):
     assert batch["query_filter_ids"].tolist() == [[1], [-1], [-1]]
 
 
-def test_one_function_makes_the_data_to_train_on_and_prints_what_it_added(data, capsys):
+def test_one_function_makes_the_data_to_train_on_and_logs_what_it_added(data, caplog):
+    caplog.set_level("INFO", logger="hf_xmc")
     both = gandalf(data)
     assert (both.to_csr("train") != sp.vstack([GOLDEN, label_rows(GOLDEN)])).nnz == 0
-    assert "3 label rows beside 5 training rows (x1.60)" in capsys.readouterr().out
+    assert "3 label rows beside 5 training rows (x1.60)" in caplog.text
     tail = gandalf(data, symmetric_label_rows, delta=0.5, num_label_rows=2)
     assert tail.train["text"][5:] == ["one", "two"]
-    assert "2 label rows beside 5 training rows (x1.40)" in capsys.readouterr().out
+    assert "2 label rows beside 5 training rows (x1.40)" in caplog.text
     assert tail.to_csr("train").toarray()[5:].tolist() == [[0.75, 1, 0], [0, 0, 1]]
     alone = gandalf(data, self_label_rows, with_train_rows=False)
     assert alone.to_csr("train").toarray().tolist() == np.eye(3).tolist()
@@ -254,7 +256,7 @@ def test_one_function_makes_the_data_to_train_on_and_prints_what_it_added(data, 
 
 
 def test_an_empty_training_split_or_a_delta_of_1_is_an_error(data):
-    empty = replace(data, train=data.train.select([]), filters=data.filters | {"train": np.zeros((0, 2), np.int64)})
+    empty = replace(data, train=data.train.select([]), filters=data.filters | {"train": NO_PAIRS})
     with pytest.raises(ValueError, match=r"train_truth \(0, 3\) has no positive"):
         gandalf(empty)
     with pytest.raises(ValueError, match="delta is 1.0"):

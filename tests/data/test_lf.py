@@ -15,8 +15,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from hf_xmc.data import load_lf, save_lf, stream_lf
-from hf_xmc.data.lf import read
-from hf_xmc.data.lf.read import read_json, read_truth
+from hf_xmc.data.lf import json_lines, read
+from hf_xmc.data.lf.json_lines import read_json
+from hf_xmc.data.lf.text_lines import read_truth
 
 TINY = Path(__file__).parents[2] / "recipes" / "data" / "lf-gutenberg-science-tiny"
 ROWS = [[2, 0], [1], []]
@@ -412,5 +413,5 @@ def test_any_truth_matrix_comes_back_at_any_block_size(tmp_path_factory, rows, b
 def test_the_fast_and_the_slow_way_of_reading_agree(tmp_path, monkeypatch):
     schema = pa.schema({"uid": pa.string(), "title": pa.string(), "target_ind": pa.list_(pa.int32())})
     fast = [table.to_pylist() for _, table in read_json(TINY / "trn.json.gz", schema)]
-    monkeypatch.setattr(read, "_parse_json", lambda *_: None)
+    monkeypatch.setattr(json_lines, "_parse_json", lambda *_: None)
     assert [table.to_pylist() for _, table in read_json(TINY / "trn.json.gz", schema)] == fast

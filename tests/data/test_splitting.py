@@ -7,7 +7,8 @@ import scipy.sparse as sp
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from hf_xmc.data.splitting import equal_pairs, held_out_rows, normalised_texts, reversed_pairs, title_keys
+from hf_xmc.data.pairs import equal_pairs, reversed_pairs
+from hf_xmc.data.splitting import held_out_rows, normalized_texts, title_keys
 
 
 @pytest.mark.parametrize(
@@ -31,9 +32,9 @@ def test_keys_keep_what_tells_works_apart():
     ]  # fmt: skip
 
 
-def test_normalised_texts_ignore_case_and_punctuation_only():
+def test_normalized_texts_ignore_case_and_punctuation_only():
     texts = ["Coffee, with milk!", "coffee  WITH milk", "Café-bar 2", "!?"]
-    assert normalised_texts(pa.array(texts)).to_pylist() == ["coffee with milk", "coffee with milk", "café bar 2", ""]
+    assert normalized_texts(pa.array(texts)).to_pylist() == ["coffee with milk", "coffee with milk", "café bar 2", ""]
 
 
 @settings(deadline=None)

@@ -24,7 +24,7 @@ PECOS_FILES = ("X.trn.txt", "X.tst.txt", "Y.trn.npz", "Y.tst.npz", "output-items
 class Propensity:
     """Constants of the inverse propensity q_l = 1 + (ln N - 1) (B + 1)^A (n_l + B)^-A of Jain et al. (KDD 2016).
 
-    `assumed` is True where nobody fitted A and B for this data set and the usual 0.55 and 1.5 stand in.
+    ``assumed`` is True where nobody fitted A and B for this data set and the usual 0.55 and 1.5 stand in.
     """
 
     a: float = 0.55
@@ -37,14 +37,17 @@ class Benchmark:
     """What is known about one published data set.
 
     Attributes:
-        name: kebab-case key; the same string in recipes, YAML files, cards and repo ids.
-        published_as: the name its authors print.
-        url: where the files are published.
-        num_train, num_test, num_labels: expected counts, None where unconfirmed.
-        propensity: the A and B its papers evaluate with.
-        max_length: tokens a text that keep nearly all of it.
-        fields, label_fields: raw fields that make a query text and a label text.
-        files: the raw files of the set, filter files included where it has them.
+        name: Kebab-case key; the same string in recipes, YAML files, cards and repo ids.
+        published_as: The name its authors print.
+        url: Where the files are published.
+        num_train: Expected train rows, None where unconfirmed.
+        num_test: The same for test.
+        num_labels: The same for labels.
+        propensity: The A and B its papers evaluate with.
+        max_length: Tokens a text that keep nearly all of it.
+        fields: Raw fields that make a query text.
+        label_fields: Raw fields that make a label text.
+        files: The raw files of the set, filter files included where it has them.
     """
 
     name: str
@@ -65,7 +68,11 @@ class Benchmark:
         return FILTER_FILES[0] in self.files
 
     def check_counts(self, *, num_train: int, num_test: int, num_labels: int) -> None:
-        """Raises a ValueError where a count differs from the published one."""
+        """Compare counts with the published ones.
+
+        Raises:
+            ValueError: If one differs.
+        """
         came = {"num_train": num_train, "num_test": num_test, "num_labels": num_labels}
         expected = {key: getattr(self, key) for key in came}
         wrong = {key: value for key, value in came.items() if expected[key] not in (None, value)}
@@ -106,5 +113,5 @@ BENCHMARKS: dict[str, Benchmark] = {record.name: record for record in _RECORDS}
 
 
 def find_benchmark(name: str) -> Benchmark | None:
-    """The record of `name` in any letter case ("LF-AmazonTitles-131K"), or None for a data set of one's own."""
+    """The record of ``name`` in any letter case ("LF-AmazonTitles-131K"), or None for a data set of one's own."""
     return BENCHMARKS.get(name.lower())

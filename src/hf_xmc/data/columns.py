@@ -17,9 +17,9 @@ def column_of(dataset: datasets.Dataset, name: str) -> pa.Array:
 
 
 def row_mapping(dataset: datasets.Dataset) -> np.ndarray | None:
-    """int64 (N,): the place in `dataset.data` of each row, or None where rows lie as they are.
+    """int64 (N,): the place in ``dataset.data`` of each row, or None where rows lie as they are.
 
-    `dataset.data` ignores select, filter and shuffle, and `flatten_indices`, the public way round it, is 40 times
+    ``dataset.data`` ignores select, filter and shuffle, and ``flatten_indices``, the public way round it, is 40 times
     slower than a take.
     """
     return None if dataset._indices is None else dataset._indices.column(0).to_numpy().astype(np.int64)
@@ -39,7 +39,7 @@ def list_lengths(lists: pa.Array) -> np.ndarray:
 
 
 def with_labels(dataset: datasets.Dataset, kept: np.ndarray) -> datasets.Dataset:
-    """The same rows with only some entries of `label_ids` and `label_weights`; kept is (nnz,) bool, row by row."""
+    """The same rows with only some entries of ``label_ids`` and ``label_weights``; kept is (nnz,) bool, row by row."""
     table = dataset.with_format("arrow")[:]
     ends = np.cumsum(list_lengths(column_of(dataset, "label_ids")))
     offsets = np.concatenate([[0], np.concatenate([[0], np.cumsum(kept)])[ends]]).astype(np.int32)

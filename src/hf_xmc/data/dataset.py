@@ -13,33 +13,15 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import scipy.sparse as sp
-from huggingface_hub import CommitOperationAdd, DatasetCard, HfApi, hf_hub_download
-from huggingface_hub.errors import RemoteEntryNotFoundError
 
 from hf_xmc.data.catalog import Propensity
 from hf_xmc.data.columns import column_of, list_lengths, row_mapping
+from hf_xmc.data.pairs import NO_PAIRS, check_pairs, equal_pairs, reversed_pairs, unique_pairs
 from hf_xmc.data.report import DataReport, measure
-from hf_xmc.data.splitting import (
-    answerable,
-    equal_pairs,
-    held_out_rows,
-    label_seen,
-    normalised_texts,
-    reversed_pairs,
-    title_keys,
-    unique_pairs,
-)
-from hf_xmc.data.storage import (
-    CARD_TEXT,
-    SIDE_FILE,
-    SIDE_FILES,
-    described_card,
-    read_side_files,
-    side_files,
-)
+from hf_xmc.data.splitting import answerable, held_out_rows, label_seen, normalized_texts, title_keys
+from hf_xmc.data.storage import SIDE_FILE, SIDE_FILES, add_side_files, download_side_files, read_side_files, side_files
 from hf_xmc.data.tables import check_known, collect_labels, given_labels, label_lists, split_table, texts_of
 
-NO_PAIRS = np.zeros((0, 2), dtype=np.int64)
 SPLITS = ("train", "test")
 
 
@@ -47,16 +29,17 @@ SPLITS = ("train", "test")
 class XMCDataset:
     """Two splits of query texts with label ids, one label table, and the pairs that are neither rewarded nor punished.
 
-    A label id is the row number in `labels`, everywhere.
+    A label id is the row number in ``labels``, everywhere.
 
     Attributes:
-        train, test: columns `text` (str) and `label_ids` (list of int32); where the raw files have them `uid` (str),
-            `title` (str, if the text is made of several fields) and `label_weights` (list of float32 in (0, 1], if
+        train: Columns ``text`` (str) and ``label_ids`` (list of int32); where the raw files have them ``uid`` (str),
+            ``title`` (str, if the text is made of several fields) and ``label_weights`` (list of float32 in (0, 1], if
             targets are soft).
-        labels: column `text` (str), and `uid` (str) where the raw files have it.
+        test: The same.
+        labels: Column ``text`` (str), and ``uid`` (str) where the raw files have it.
         filters: "train" and "test": int64 (n, 2) rows of (row, label id); (0, 2) where there are none.
-        name: key of the catalog, or the name of the folder.
-        propensity: constants A and B of PSP.
+        name: Key of the catalog, or the name of the folder.
+        propensity: Constants A and B of PSP.
     """
 
     train: datasets.Dataset
@@ -93,7 +76,7 @@ class XMCDataset:
 
     @cached_property
     def label_texts(self) -> pa.Array:
-        """(L,) strings; `label_texts.take(pa.array(ids))` looks many up at once."""
+        """(L,) strings; ``label_texts.take(pa.array(ids))`` looks many up at once."""
         return column_of(self.labels, "text")
 
     def to_csr(self, split: str) -> sp.csr_matrix:
@@ -101,8 +84,11 @@ class XMCDataset:
 
         Returns:
             scipy CSR (N, L) float32 with sorted indices and no explicit zeros: 1 for every label of a row, or its
-            weight where the split has `label_weights`. A label that a row names twice counts once, with its largest
+            weight where the split has ``label_weights``. A label that a row names twice counts once, with its largest
             weight.
+
+        Raises:
+            ValueError: If a label id is out of range; the row is named.
         """
         ids = column_of(self[split], "label_ids")
         indices = ids.flatten().to_numpy(zero_copy_only=False).astype(np.int32)  # (nnz,)
@@ -132,7 +118,7 @@ class XMCDataset:
         """The filter pairs of a split by row.
 
         Returns:
-            indptr int64 (N + 1,) and indices int32 (nnz,): row i leaves out `indices[indptr[i]:indptr[i + 1]]`,
+            indptr int64 (N + 1,) and indices int32 (nnz,): row i leaves out ``indices[indptr[i]:indptr[i + 1]]``,
             ascending, none twice.
         """
         pairs = unique_pairs(self.filters[split])
@@ -140,12 +126,11 @@ class XMCDataset:
         return indptr, pairs[:, 1].astype(np.int32)
 
     def training_rows(self) -> datasets.Dataset:
-        """Train with a column `row` (int64, 0 .. N-1): the place to look up filter pairs and mined negatives by."""
+        """Train with a column ``row`` (int64, 0 .. N-1): the place to look up filter pairs and mined negatives by."""
         rows = row_mapping(self.train)
         if rows is None or len(np.unique(rows)) < len(rows):
             return self.train.add_column("row", np.arange(len(self.train)))
-        # `add_column` would first copy all mapped rows, at 50,000 a second; a column beneath the mapping costs
-        # nothing.
+        # add_column would first copy all mapped rows, at 50,000 a second; a column beneath the mapping costs nothing.
         place = np.full(len(self.train.data), -1)
         place[rows] = np.arange(len(rows))
         unmapped = datasets.Dataset(self.train.data, info=self.train.info, split=self.train.split)
@@ -154,15 +139,15 @@ class XMCDataset:
     def hold_out(
         self, fraction: float, seed: int = 0, by: str = "title_key", *, answerable_only: bool = False
     ) -> XMCDataset:
-        """Splits train in two, to choose hyper-parameters without looking at test.
+        """Split train in two, to choose hyper-parameters without looking at test.
 
         Args:
-            fraction: share of the train rows to hold out, in (0, 1); met to within one group.
-            seed: the same seed holds out the same rows.
+            fraction: Share of the train rows to hold out, in (0, 1); met to within one group.
+            seed: The same seed holds out the same rows.
             by: "title_key" keeps rows whose title differs only in numbers, volume words, month words and punctuation
                 on one side, so that the held-out part is as hard as a test split made by series; "row" draws single
                 rows.
-            answerable_only: judge held-out rows as the test split of a benchmark judges, by labels that can be
+            answerable_only: Judge held-out rows as the test split of a benchmark judges, by labels that can be
                 answered. Those keep a training row: labels whose only rows are held out reward whatever scores by
                 label text alone, and a choice made so is wrong for test; rows that would have none left stay in
                 train. And they are not filtered: where the rows are items, every other pair is the reverse of one in
@@ -173,7 +158,10 @@ class XMCDataset:
             those of the rows, and for the held-out rows also the reversed pairs: held-out item t is also label m,
             remaining item i is also label l, i carries m, so (t, l) is filtered. An item is the label with its uid
             or, without uids, the label of its filter pair. The truth of the held-out rows is left as it is, but for
-            `answerable_only`.
+            ``answerable_only``.
+
+        Raises:
+            ValueError: If one side would be empty, or no held-out row could be answered.
         """
         if by == "title_key":
             keys = title_keys(column_of(self.train, "title" if "title" in self.train.column_names else "text"))
@@ -207,24 +195,27 @@ class XMCDataset:
     def make_filters(self, by: str = "uid") -> XMCDataset:
         """The same data set with filter pairs made from its own rows, for both splits.
 
-        A row and a label that are one thing are a pair; test also has the reversed pairs (see `hold_out`).
+        A row and a label that are one thing are a pair; test also has the reversed pairs (see :meth:`hold_out`).
 
         Args:
             by: "uid" for equal uids, "text" for equal texts in lower case without punctuation.
+
+        Raises:
+            ValueError: If ``by`` is neither.
         """
         identity = {split: self._same_things(split, by) for split in SPLITS}
         turned = reversed_pairs(identity["test"], identity["train"], self.to_csr("train"))
         return replace(self, filters={"train": identity["train"], "test": unique_pairs(identity["test"], turned)})
 
     def _same_things(self, split: str, by: str) -> np.ndarray:
-        """int64 (n, 2) rows of (row, label id) with equal `by`; none where a column is missing."""
+        """int64 (n, 2) rows of (row, label id) with equal ``by``; none where a column is missing."""
         if by not in ("uid", "text"):
             raise ValueError(f"by is {by!r}; expected 'uid' or 'text'")
         if not {by} <= set(self[split].column_names) & set(self.labels.column_names):
             return NO_PAIRS
         rows, labels = column_of(self[split], by), column_of(self.labels, by)
         if by == "text":
-            rows, labels = normalised_texts(rows), normalised_texts(labels)
+            rows, labels = normalized_texts(rows), normalized_texts(labels)
         return equal_pairs(rows, labels)
 
     def report(self) -> DataReport:
@@ -252,27 +243,30 @@ class XMCDataset:
         uid: str | None = None,
         name: str = "dataset",
     ) -> XMCDataset:
-        """Makes a data set of a table of your own.
+        """Make a data set of a table of your own.
 
         Args:
-            dataset: a `datasets.Dataset`, a pandas frame, the path of a CSV, TSV, JSON lines or Parquet file; or a
-                mapping (`DatasetDict`) of "train" and perhaps "test" to those.
-            text: the column of the query text, or several to be joined by a space.
-            labels: the column of a row's label or list of labels. A label is a string, a whole number, or a dict with
+            dataset: A ``datasets.Dataset``, a pandas frame, the path of a CSV, TSV, JSON lines or Parquet file; or a
+                mapping (``DatasetDict``) of "train" and perhaps "test" to those.
+            text: The column of the query text, or several to be joined by a space.
+            labels: The column of a row's label or list of labels. A label is a string, a whole number, or a dict with
                 its own "text" and perhaps a "uid" to be known by.
-            test: the test table; none leaves the test split empty, to be filled by `hold_out`.
-            label_texts: all label texts in the order of their ids, as a list or as a table with `text` and perhaps
-                `uid`. Labels that are whole numbers are then row numbers, strings are texts (or uids). Without it the
-                labels of train, in ascending order, have the first ids, whatever the order of the rows; a number is
-                then known by itself and its text is its digits.
+            test: The test table; none leaves the test split empty, to be filled by :meth:`hold_out`.
+            label_texts: All label texts in the order of their ids, as a list or as a table with ``text`` and perhaps
+                ``uid``. Labels that are whole numbers are then row numbers, strings are texts (or uids). Without it
+                the labels of train, in ascending order, have the first ids, whatever the order of the rows; a number
+                is then known by itself and its text is its digits.
             unseen: "keep" makes labels that stand in test alone zero-shot labels with the last ids; "drop" takes them
                 out of the truth of test.
-            separator: splits a cell that is a string, as in CSV, into several labels.
-            uid: the column of the rows' own ids; `make_filters` compares them with the uids of the labels.
-            name: of the data set.
+            separator: Splits a cell that is a string, as in CSV, into several labels.
+            uid: The column of the rows' own ids; :meth:`make_filters` compares them with the uids of the labels.
+            name: The data set's.
 
         Returns:
-            An XMCDataset without filter pairs (see `make_filters`), in the order of the rows.
+            An XMCDataset without filter pairs (see :meth:`make_filters`), in the order of the rows.
+
+        Raises:
+            ValueError: If a table cannot be read, lacks a column, or names a label that ``label_texts`` lacks.
         """
         if unseen not in ("keep", "drop"):
             raise ValueError(f"unseen is {unseen!r}; expected 'keep' or 'drop'")
@@ -303,7 +297,7 @@ class XMCDataset:
         )
 
     def save_to_disk(self, folder: str | Path) -> None:
-        """Writes Arrow tables, filter pairs and propensity constants into a folder."""
+        """Write Arrow tables, filter pairs and propensity constants into a folder."""
         folder = Path(folder)
         self._points().save_to_disk(folder / "default")
         self.labels.save_to_disk(folder / "labels")
@@ -312,7 +306,11 @@ class XMCDataset:
 
     @classmethod
     def load_from_disk(cls, folder: str | Path) -> XMCDataset:
-        """Maps what `save_to_disk` wrote into memory."""
+        """Map what :meth:`save_to_disk` wrote into memory.
+
+        Raises:
+            ValueError: If the folder is not one that it wrote.
+        """
         folder = Path(folder)
         if not (folder / SIDE_FILE).is_file():
             raise ValueError(f"{folder} holds no {SIDE_FILE}; expected a folder that save_to_disk wrote")
@@ -321,35 +319,15 @@ class XMCDataset:
         return cls._of_points(points, labels, sides)
 
     def push_to_hub(self, repo_id: str, *, private: bool | None = None, token: str | None = None) -> str:
-        """Uploads a data set repo: configs "default" and "labels" in Parquet, filter pairs, constants and a card.
+        """Upload a data set repo: configs "default" and "labels" in Parquet, filter pairs, constants and a card.
 
         Returns:
             The URL of the last commit. The side files come last, so that a push that was cut off is not loaded.
         """
         self._points().push_to_hub(repo_id, config_name="default", private=private, token=token)
         self.labels.push_to_hub(repo_id, config_name="labels", private=private, token=token)
-        text = CARD_TEXT.format(
-            name=self.name,
-            repo_id=repo_id,
-            num_labels=self.num_labels,
-            a=self.propensity.a,
-            b=self.propensity.b,
-            assumed=" (the usual constants, not fitted)" if self.propensity.assumed else "",
-            report=self.report(),
-        )
-        card = described_card(DatasetCard.load(repo_id, token=token), text)
-        files = side_files(self.name, self.propensity, self.filters) | {"README.md": str(card).encode()}
-        operations = [CommitOperationAdd(file, content) for file, content in files.items()]
-        return (
-            HfApi(token=token)
-            .create_commit(
-                repo_id,
-                operations,
-                repo_type="dataset",
-                commit_message="Add filter pairs, propensity constants and card",
-            )
-            .commit_url
-        )
+        sides = side_files(self.name, self.propensity, self.filters)
+        return add_side_files(repo_id, sides, self.name, self.propensity, self.report(), token)
 
     @classmethod
     def from_hub(
@@ -360,15 +338,12 @@ class XMCDataset:
         token: str | None = None,
         cache_dir: str | Path | None = None,
     ) -> XMCDataset:
-        """Loads what `push_to_hub` uploaded, all of it from one commit."""
-        paths: dict[str, str | Path] = {}
-        try:
-            for file in SIDE_FILES:
-                paths[file] = hf_hub_download(repo_id, file, repo_type="dataset", revision=revision, token=token)
-                revision = Path(paths[file]).parent.name  # the commit, so that a push meanwhile mixes nothing
-        except RemoteEntryNotFoundError as error:
-            told = f"{repo_id} lacks {SIDE_FILE} or filter pairs; push it with XMCDataset.push_to_hub"
-            raise ValueError(told) from error
+        """Load what :meth:`push_to_hub` uploaded, all of it from one commit.
+
+        Raises:
+            ValueError: If the repo was not made by :meth:`push_to_hub`.
+        """
+        paths, revision = download_side_files(repo_id, revision, token)
         points, labels = (
             datasets.load_dataset(
                 repo_id, config, revision=revision, token=token, cache_dir=cache_dir and str(cache_dir)
@@ -385,17 +360,3 @@ class XMCDataset:
     def _of_points(cls, points: datasets.DatasetDict, labels: datasets.Dataset, sides: dict[str, Any]) -> XMCDataset:
         train = points["train"]
         return cls(train=train, test=points["test"] if "test" in points else train.select([]), labels=labels, **sides)
-
-
-def check_pairs(pairs: np.ndarray | None, num_rows: int, num_labels: int, where: str) -> None:
-    """Raises a ValueError unless `pairs` is an integer (n, 2) array of (row < num_rows, label id < num_labels)."""
-    if pairs is None or pairs.ndim != 2 or pairs.shape[1] != 2 or pairs.dtype.kind not in "iu":
-        told = "missing" if pairs is None else f"{pairs.dtype} {pairs.shape}"
-        raise ValueError(f"{where} is {told}; expected int64 (n, 2) rows of (row, label id)")
-    outside = np.flatnonzero((pairs < 0).any(1) | (pairs >= (num_rows, num_labels)).any(1))
-    if len(outside):
-        row, label = pairs[outside[0]]
-        raise ValueError(
-            f"{where}, pair {outside[0]}: (row {row}, label id {label}) is out of range; "
-            f"there are {num_rows} rows and {num_labels} labels"
-        )

@@ -13,7 +13,7 @@ import pyarrow.compute as pc
 import scipy.sparse as sp
 
 from hf_xmc.data.catalog import Propensity
-from hf_xmc.data.splitting import normalised_texts
+from hf_xmc.data.splitting import normalized_texts
 
 
 @dataclass(frozen=True, eq=False)
@@ -21,8 +21,8 @@ class DataReport:
     """The figures of one data set.
 
     Attributes:
-        name: of the data set.
-        figures: name -> number, in the order they are printed in; names that end in `_share` are in [0, 1].
+        name: The data set's.
+        figures: Name -> number, in the order they are printed in; names that end in ``_share`` are in [0, 1].
         label_frequencies: int64 (L,) train rows of each label.
         labels_per_point: int64 (max + 1,) number of train rows with 0, 1, 2, ... labels.
     """
@@ -37,7 +37,7 @@ class DataReport:
         return {"name": self.name, **self.figures}
 
     def to_json(self, path: str | Path | None = None) -> str:
-        """The name and the figures as JSON text, also written to `path` if given."""
+        """The name and the figures as JSON text, also written to ``path`` if given."""
         text = json.dumps(self.to_dict(), indent=2)
         if path is not None:
             Path(path).write_text(text + "\n")
@@ -49,7 +49,7 @@ class DataReport:
         return "\n".join([f"| {self.name} | |", "| --- | --- |", *rows])
 
     def save_png(self, path: str | Path) -> None:
-        """Draws label frequency by rank on log axes, and the labels per point."""
+        """Draw label frequency by rank on log axes, and the labels per point."""
         try:
             from matplotlib.figure import Figure
         except ImportError as error:
@@ -74,15 +74,15 @@ def measure(
     truth: dict[str, sp.csr_matrix],
     filters: dict[str, np.ndarray],
 ) -> DataReport:
-    """Measures a data set.
+    """Measure a data set.
 
     A label text stands verbatim in a query if its words follow one another there, whatever their case and the
     punctuation. Label texts that differ in case and punctuation alone are near-duplicates, and count once among the
     distinct ones.
 
     Args:
-        name: of the data set.
-        propensity: its constants.
+        name: The data set's.
+        propensity: Its constants A and B.
         texts: "train" and "test" -> (N,) strings.
         label_texts: (L,) strings.
         truth: "train" and "test" -> CSR (N, L).
@@ -91,7 +91,7 @@ def measure(
     num_labels = len(label_texts)
     frequencies = np.bincount(truth["train"].indices, minlength=num_labels)  # (L,)
     in_test = np.bincount(truth["test"].indices, minlength=num_labels) > 0  # (L,)
-    normalised_labels = normalised_texts(label_texts)
+    normalized_labels = normalized_texts(label_texts)
     figures: dict[str, int | float] = {"num_train": len(texts["train"]), "num_test": len(texts["test"])}
     figures |= {
         "num_labels": num_labels,
@@ -103,8 +103,8 @@ def measure(
         "zero_shot_labels": int((in_test & (frequencies == 0)).sum()),
         "words_per_label": _words(label_texts),
         "empty_label_texts": _count_empty(label_texts),
-        "distinct_label_texts": pc.count_distinct(normalised_labels).as_py(),
-        "near_duplicate_label_texts": _near_duplicates(label_texts, normalised_labels),
+        "distinct_label_texts": pc.count_distinct(normalized_labels).as_py(),
+        "near_duplicate_label_texts": _near_duplicates(label_texts, normalized_labels),
     }
     for split in ("train", "test"):
         labels_per_point = np.diff(truth[split].indptr)
@@ -119,7 +119,7 @@ def measure(
             f"empty_{split}_texts": _count_empty(texts[split]),
             f"repeated_{split}_texts": len(texts[split]) - pc.count_distinct(texts[split]).as_py(),
         }
-        verbatim = _verbatim_shares(normalised_texts(texts[split]), normalised_labels, truth[split])
+        verbatim = _verbatim_shares(normalized_texts(texts[split]), normalized_labels, truth[split])
         for what, share in zip(("pairs", "points_any", "points_all"), verbatim, strict=True):
             figures[f"label_in_{split}_text_{what}_share"] = share
     figures["test_texts_in_train"] = pc.sum(pc.is_in(texts["test"], value_set=texts["train"])).as_py() or 0
@@ -143,9 +143,9 @@ def _count_empty(texts: pa.Array) -> int:
     return pc.sum(pc.equal(pc.utf8_trim_whitespace(texts), "")).as_py() or 0
 
 
-def _near_duplicates(texts: pa.Array, normalised: pa.Array) -> int:
-    """Distinct texts that share their normalised form with another one."""
-    forms = pa.table({"text": texts, "form": normalised}).group_by(["text", "form"]).aggregate([])
+def _near_duplicates(texts: pa.Array, normalized: pa.Array) -> int:
+    """Distinct texts that share their normalized form with another one."""
+    forms = pa.table({"text": texts, "form": normalized}).group_by(["text", "form"]).aggregate([])
     counts = forms.group_by("form").aggregate([("text", "count")]).column("text_count").to_numpy()
     return int(counts[counts > 1].sum())
 

@@ -1,4 +1,4 @@
-"""Which rows leave the training split, and which pairs of item and label are one thing."""
+"""Which rows leave the training split, and by which labels those are judged."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def title_keys(texts: pa.Array) -> pa.Array:
     return pc.if_else(pc.equal(rest, ""), lower, rest)
 
 
-def normalised_texts(texts: pa.Array) -> pa.Array:
+def normalized_texts(texts: pa.Array) -> pa.Array:
     """(N,) strings in lower case whose runs of anything but letters and digits are one space."""
     return _single_spaced(pc.replace_substring_regex(pc.utf8_lower(texts), r"[^\p{L}\p{M}\p{N}]+", " "))
 
@@ -52,19 +52,22 @@ def _single_spaced(texts: pa.Array) -> pa.Array:
 
 
 def held_out_rows(keys: pa.Array, fraction: float, seed: int, truth: sp.csr_matrix | None = None) -> np.ndarray:
-    """A random set of whole groups that holds about `fraction` of the rows.
+    """A random set of whole groups that holds about ``fraction`` of the rows.
 
     Groups larger than the whole held-out part never enter it; the others are taken in random order as long as they
     fit. With a truth, groups give way where a row of theirs would keep no label that train still has.
 
     Args:
         keys: (N,) group of each row, any hashable Arrow type.
-        fraction: share of the rows, in (0, 1).
-        seed: of numpy's default generator; the same keys, fraction and seed give the same rows.
+        fraction: Share of the rows, in (0, 1).
+        seed: Of numpy's default generator; the same keys, fraction and seed give the same rows.
         truth: (N, L), None to take groups whatever their labels.
 
     Returns:
-        (N,) bool, True where held out. Raises a ValueError if either side would be empty.
+        (N,) bool, True where held out.
+
+    Raises:
+        ValueError: If either side would be empty.
     """
     if not 0 < fraction < 1:
         raise ValueError(f"fraction is {fraction}; expected a share of the rows between 0 and 1, say 0.1")
@@ -74,6 +77,7 @@ def held_out_rows(keys: pa.Array, fraction: float, seed: int, truth: sp.csr_matr
     order = np.random.default_rng(seed).permutation(len(sizes))
     order = order[sizes[order] <= target]
     held_out = np.isin(groups, order[np.cumsum(sizes[order]) <= target])
+    # A group that leaves takes labels away from the others, so that they are looked at again.
     while truth is not None and held_out.any():
         orphans = np.unique(groups[held_out & ~_has_label(truth, label_seen(truth, ~held_out))])
         if not len(orphans):
@@ -102,7 +106,10 @@ def answerable(rows: datasets.Dataset, filtered: np.ndarray, seen: np.ndarray) -
         seen: (L,) bool.
 
     Returns:
-        Those rows that keep a label, in their old order, and their filter pairs. Raises a ValueError if none does.
+        Those rows that keep a label, in their old order, and their filter pairs.
+
+    Raises:
+        ValueError: If none does.
     """
     lists = column_of(rows, "label_ids")
     row_of = np.repeat(np.arange(len(rows)), list_lengths(lists))  # (nnz,)
@@ -125,55 +132,3 @@ def answerable(rows: datasets.Dataset, filtered: np.ndarray, seen: np.ndarray) -
 def _has_label(truth: sp.csr_matrix, labels: np.ndarray) -> np.ndarray:
     """(N,) bool: whether a row has any of the labels (L,) bool."""
     return np.asarray(truth @ labels).ravel() > 0
-
-
-def equal_pairs(left: pa.Array, right: pa.Array) -> np.ndarray:
-    """All (i, j) with left[i] == right[j], sorted; nulls and empty strings equal nothing.
-
-    Args:
-        left, right: (N,) and (L,) strings; values may repeat on both sides.
-
-    Returns:
-        int64 (n, 2).
-    """
-    codes = pa.chunked_array([left, right], type=pa.string()).combine_chunks().dictionary_encode()
-    empty = pc.index_in("", codes.dictionary).as_py()
-    codes = pc.fill_null(codes.indices, -1).to_numpy(zero_copy_only=False).astype(np.int64)
-    codes[codes == (-1 if empty is None else empty)] = -1
-    left_codes, right_codes = codes[: len(left)], codes[len(left) :]
-    order = np.argsort(right_codes, kind="stable")
-    start = np.searchsorted(right_codes[order], left_codes, "left")
-    stop = np.where(left_codes < 0, start, np.searchsorted(right_codes[order], left_codes, "right"))
-    counts = stop - start
-    rows = np.repeat(np.arange(len(left)), counts)
-    within = np.arange(len(rows)) - np.repeat(np.cumsum(counts) - counts, counts)
-    return np.stack([rows, order[np.repeat(start, counts) + within]], axis=1).astype(np.int64)
-
-
-def reversed_pairs(test_identity: np.ndarray, train_identity: np.ndarray, train_truth: sp.csr_matrix) -> np.ndarray:
-    """Pairs of the test split that a look-up in train would answer.
-
-    Test item t is also label m, train item i is also label l, and i carries m: then (t, l) is such a pair.
-
-    Args:
-        test_identity, train_identity: int64 (n, 2) rows of (row, label id) that are one thing.
-        train_truth: (N, L).
-
-    Returns:
-        int64 (n, 2) rows of (test row, label id), sorted, no pair twice.
-    """
-    num_labels = train_truth.shape[1]
-    num_test = int(test_identity[:, 0].max(initial=-1)) + 1
-    test = _incidence(test_identity, (num_test, num_labels))
-    train = _incidence(train_identity, train_truth.shape)
-    pairs = ((test @ (train_truth != 0).T.tocsr()) @ train).tocoo()
-    return unique_pairs(np.stack([pairs.row, pairs.col], axis=1))
-
-
-def unique_pairs(*pairs: np.ndarray) -> np.ndarray:
-    """All given (n, 2) pairs as one int64 (n, 2) array, sorted, no pair twice."""
-    return np.unique(np.concatenate(pairs).astype(np.int64), axis=0).reshape(-1, 2)
-
-
-def _incidence(pairs: np.ndarray, shape: tuple[int, int]) -> sp.csr_matrix:
-    return sp.csr_matrix((np.ones(len(pairs), bool), (pairs[:, 0], pairs[:, 1])), shape=shape)

@@ -8,8 +8,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from huggingface_hub import CommitOperationAdd, DatasetCard, HfApi, hf_hub_download
+from huggingface_hub.errors import RemoteEntryNotFoundError
 
 from hf_xmc.data.catalog import Propensity
+from hf_xmc.data.report import DataReport
 
 SIDE_FILE = "xmc_dataset.json"
 SIDE_FILES = (SIDE_FILE, "filter_labels_train.txt", "filter_labels_test.txt")
@@ -34,7 +37,11 @@ def pairs_as_text(pairs: np.ndarray) -> bytes:
 
 
 def read_side_files(paths: dict[str, str | Path]) -> dict[str, Any]:
-    """The `name`, `propensity` and `filters` in files as `side_files` makes them, given as file name -> path."""
+    """The ``name``, ``propensity`` and ``filters`` of the files that :func:`side_files` made, file name -> path.
+
+    Raises:
+        ValueError: If they have a newer format than this version reads.
+    """
     path = Path(paths[SIDE_FILE])
     described = json.loads(path.read_text())
     if described["format_version"] > FORMAT_VERSION:
@@ -47,7 +54,7 @@ def read_side_files(paths: dict[str, str | Path]) -> dict[str, Any]:
 
 
 def read_pairs(path: Path) -> np.ndarray:
-    """int64 (n, 2) pairs of a file that `pairs_as_text` wrote."""
+    """int64 (n, 2) pairs of a file that :func:`pairs_as_text` wrote."""
     return np.array(path.read_text().split(), np.int64).reshape(-1, 2)
 
 
@@ -69,9 +76,45 @@ dataset = XMCDataset.from_hub("{repo_id}")
 """
 
 
-def described_card(card: Any, text: str) -> Any:
-    """The card that `datasets` made, with tags and a text."""
+def add_side_files(
+    repo_id: str, sides: dict[str, bytes], name: str, propensity: Propensity, report: DataReport, token: str | None
+) -> str:
+    """Upload the side files and a text for the card that ``datasets`` made; returns the URL of the commit."""
+    card = DatasetCard.load(repo_id, token=token)
     card.data.tags = sorted({*(card.data.get("tags") or ()), "hf_xmc", "extreme-multi-label-classification"})
     card.data.task_categories = ["text-classification"]
-    card.text = text
-    return card
+    card.text = CARD_TEXT.format(
+        name=name,
+        repo_id=repo_id,
+        num_labels=report.figures["num_labels"],
+        a=propensity.a,
+        b=propensity.b,
+        assumed=" (the usual constants, not fitted)" if propensity.assumed else "",
+        report=report,
+    )
+    operations = [
+        CommitOperationAdd(file, content) for file, content in (sides | {"README.md": str(card).encode()}).items()
+    ]
+    message = "Add filter pairs, propensity constants and card"
+    return (
+        HfApi(token=token).create_commit(repo_id, operations, repo_type="dataset", commit_message=message).commit_url
+    )
+
+
+def download_side_files(
+    repo_id: str, revision: str | None, token: str | None
+) -> tuple[dict[str, str | Path], str | None]:
+    """File name -> path of the side files, and the commit they are of.
+
+    Raises:
+        ValueError: If the repo lacks one.
+    """
+    paths: dict[str, str | Path] = {}
+    try:
+        for file in SIDE_FILES:
+            paths[file] = hf_hub_download(repo_id, file, repo_type="dataset", revision=revision, token=token)
+            revision = Path(paths[file]).parent.name  # the commit, so that a push meanwhile mixes nothing
+    except RemoteEntryNotFoundError as error:
+        told = f"{repo_id} lacks {SIDE_FILE} or filter pairs; push it with XMCDataset.push_to_hub"
+        raise ValueError(told) from error
+    return paths, revision

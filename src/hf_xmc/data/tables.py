@@ -25,7 +25,11 @@ _READERS = {
 
 
 def read_table(source: Any) -> datasets.Dataset:
-    """A `datasets` table, pandas frame or Arrow table as it is, or a CSV, TSV, JSON lines or Parquet file."""
+    """A ``datasets`` table, pandas frame or Arrow table as it is, or a CSV, TSV, JSON lines or Parquet file.
+
+    Raises:
+        ValueError: If the source is none of them, or cannot be read.
+    """
     if isinstance(source, datasets.Dataset):
         return source
     if isinstance(source, pa.Table):
@@ -58,7 +62,11 @@ def _read_file(path: Path) -> datasets.Dataset:
 
 
 def split_table(source: Any, test: Any = None) -> tuple[datasets.Dataset, datasets.Dataset]:
-    """The train and the test table of a table, or of a mapping with the keys "train" and perhaps "test"."""
+    """The train and the test table of a table, or of a mapping with the keys "train" and perhaps "test".
+
+    Raises:
+        ValueError: If a mapping lacks "train", or a table cannot be read.
+    """
     if isinstance(source, Mapping):
         if "train" not in source:
             raise ValueError(f"The tables are named {sorted(source)}; expected 'train' and perhaps 'test'")
@@ -99,15 +107,18 @@ class LabelLists:
 
 
 def label_lists(table: datasets.Dataset, column: str, separator: str | None, where: str) -> LabelLists:
-    """Reads a column whose cells are one label or a list of labels.
+    """Read a column whose cells are one label or a list of labels.
 
     A label is a string, a whole number, or a dict with its own "text" and perhaps a "uid" to be known by.
 
     Args:
-        table: with the column.
-        column: its name.
-        separator: splits cells that are strings into several labels; None takes such a cell as one label.
-        where: how errors call the table.
+        table: With the column.
+        column: Its name.
+        separator: Splits cells that are strings into several labels; None takes such a cell as one label.
+        where: How errors call the table.
+
+    Raises:
+        ValueError: If the column is missing, or holds other things than labels.
     """
     cells = _column(table, column, where)
     if separator is not None and pa.types.is_string(cells.type):
@@ -168,7 +179,8 @@ def collect_labels(train: LabelLists, test: LabelLists, keep_unseen: bool) -> La
 
     So an id depends on neither the order of the rows nor on the test table.
 
-    Raises a ValueError where one key comes with two texts, or train and test name labels in different ways.
+    Raises:
+        ValueError: If one key comes with two texts, or train and test name labels in different ways.
     """
     if not train.keys.type.equals(test.keys.type):
         if len(test.keys):
@@ -189,7 +201,11 @@ def collect_labels(train: LabelLists, test: LabelLists, keep_unseen: bool) -> La
 
 
 def given_labels(label_texts: Any, lists: LabelLists) -> LabelTable:
-    """The table given as a list of texts, or as a table with `text` and perhaps `uid`, keyed the way `lists` are."""
+    """The labels given as a list of texts, or as a table with ``text`` and perhaps ``uid``, keyed as ``lists`` are.
+
+    Raises:
+        ValueError: If two of them are the same.
+    """
     if not isinstance(label_texts, datasets.Dataset):
         label_texts = datasets.Dataset(pa.table({"text": pa.array(label_texts, pa.string())}))
     texts = texts_of(label_texts, "text", "label_texts")
@@ -202,7 +218,11 @@ def given_labels(label_texts: Any, lists: LabelLists) -> LabelTable:
 
 
 def check_known(ids: pa.Array, lists: LabelLists, table: LabelTable, where: str) -> None:
-    """Raises a ValueError for a label that the given table lacks."""
+    """Refuse labels that the given table lacks.
+
+    Raises:
+        ValueError: Naming the first of them and its row.
+    """
     if ids.null_count:
         place = pc.index(ids.is_null(), True).as_py()
         told = f"label {lists.keys[place].as_py()!r} is not among the {len(table.keys)} label_texts"

@@ -1,6 +1,7 @@
-"""The builder that keeps raw LF files as Arrow tables in the cache of `datasets`, or streams them.
+"""The builder that keeps raw LF files as Arrow tables in the cache of ``datasets``, or streams them.
 
-`datasets` swaps `open`, `gzip`, `os.path` and `Path` in a builder's module, so nothing here touches a file by itself.
+``datasets`` swaps ``open``, ``gzip``, ``os.path`` and ``Path`` in a builder's module, so nothing here touches a file
+by itself.
 """
 
 from __future__ import annotations
@@ -13,7 +14,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from datasets.builder import Key
 
-from hf_xmc.data.lf.read import bad_line, check_targets, is_json, join_fields, read_json, read_texts, read_truth
+from hf_xmc.data.lf.json_lines import check_targets, join_fields, read_json
+from hf_xmc.data.lf.read import bad_line, is_json
+from hf_xmc.data.lf.text_lines import read_texts, read_truth
 
 _STRING = datasets.Value("string")
 _IDS, _WEIGHTS = datasets.List(datasets.Value("int32")), datasets.List(datasets.Value("float32"))
@@ -24,9 +27,9 @@ class LFConfig(datasets.BuilderConfig):
     """How to read the files of one config.
 
     Attributes:
-        fields: raw fields whose values make the text, joined by a space.
+        fields: Raw fields whose values make the text, joined by a space.
         num_labels: L, the bound of the label ids; unused for the labels themselves.
-        has_uid: whether the records carry a `uid`.
+        has_uid: Whether the records carry a ``uid``.
     """
 
     version: str = "1.0.0"  # raise it with every change of what is written, so that old caches are not read
@@ -36,9 +39,9 @@ class LFConfig(datasets.BuilderConfig):
 
 
 class LFBuilder(datasets.ArrowBasedBuilder):
-    """Reads raw LF files block by block; config "default" for the points, "labels" for the labels.
+    """Read raw LF files block by block; config "default" for the points, "labels" for the labels.
 
-    `data_files` maps each split to its files: one JSON file, or a text file followed by its truth matrix.
+    ``data_files`` maps each split to its files: one JSON file, or a text file followed by its truth matrix.
     """
 
     BUILDER_CONFIG_CLASS = LFConfig

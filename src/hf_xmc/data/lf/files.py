@@ -8,7 +8,7 @@ import shutil
 import tarfile
 import tempfile
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import IO
@@ -57,26 +57,32 @@ class LFFiles:
 
 
 def find_files(folder: Path, benchmark: Benchmark | None = None) -> LFFiles:
-    """The raw files in `folder` or in its sub-folder `raw`.
+    """The raw files in ``folder`` or in its sub-folder ``raw``, in the format of which more are there.
 
-    Raises a ValueError that lists what is missing, and says where the set is published if `benchmark` is given.
+    Raises:
+        ValueError: If files are missing; says where the set is published if ``benchmark`` is given.
     """
-    formats = [
-        (names, {role: _first_existing(folder, options) for role, options in names.items()})
-        for names in (_JSON_NAMES, _TEXT_NAMES)
-    ]
-    names, found = max(formats, key=lambda one: (None not in one[1].values(), sum(map(bool, one[1].values()))))
-    missing = [names[role][0] for role, path in found.items() if path is None]
-    filters = {split: _first_existing(folder, options) for split, options in _FILTER_NAMES.items()}
+    found = max((_found(folder, names) for names in (_JSON_NAMES, _TEXT_NAMES)), key=_completeness)
+    filters = _found(folder, _FILTER_NAMES)
+    missing = [role for role, path in found.items() if path is None]
+    names = _JSON_NAMES if found.keys() == _JSON_NAMES.keys() else _TEXT_NAMES
     if not missing and benchmark and benchmark.has_filters:
-        missing = [_FILTER_NAMES[split][0] for split, path in filters.items() if path is None]
+        names, missing = _FILTER_NAMES, [split for split, path in filters.items() if path is None]
     if missing:
-        raise _missing(folder, missing, benchmark)
+        raise _missing(folder, [names[role][0] for role in missing], benchmark)
+    parts = {
+        role: tuple(path for name, path in found.items() if path and name.startswith(role)) for role in _JSON_NAMES
+    }
+    return LFFiles(**parts, filters=filters)
 
-    def paths_of(*roles: str) -> tuple[Path, ...]:
-        return tuple(path for role in roles if (path := found.get(role)))
 
-    return LFFiles(paths_of("train", "train truth"), paths_of("test", "test truth"), paths_of("labels"), filters)
+def _found(folder: Path, names: Mapping[str, tuple[str, ...]]) -> dict[str, Path | None]:
+    """Role -> file, None where there is none."""
+    return {role: _first_existing(folder, options) for role, options in names.items()}
+
+
+def _completeness(found: dict[str, Path | None]) -> tuple[bool, int]:
+    return None not in found.values(), sum(path is not None for path in found.values())
 
 
 def _first_existing(folder: Path, names: tuple[str, ...]) -> Path | None:
@@ -101,7 +107,11 @@ def _missing(folder: Path, names: list[str], benchmark: Benchmark | None) -> Val
 
 
 def locate(source: str | Path, cache_dir: str | Path | None = None, benchmark: Benchmark | None = None) -> Path:
-    """The folder with the raw files of a folder, an archive (unpacked into the cache once) or a Hub data set id."""
+    """The folder with the raw files of a folder, an archive (unpacked into the cache once) or a Hub data set id.
+
+    Raises:
+        ValueError: If the source is none of them, or cannot be had.
+    """
     path = Path(source).expanduser()
     if path.is_dir():
         return _inner_folder(path)
@@ -122,7 +132,7 @@ def locate(source: str | Path, cache_dir: str | Path | None = None, benchmark: B
 
 
 def is_hub_id(source: str | Path) -> bool:
-    """Whether `source` can only be the id of a Hub repo: nothing on this disk, and of the form user/name."""
+    """Whether ``source`` can only be the id of a Hub repo: nothing on this disk, and of the form user/name."""
     return (
         isinstance(source, str) and not Path(source).exists() and bool(re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", source))
     )
@@ -146,7 +156,7 @@ def _inner_folder(folder: Path) -> Path:
 
 
 def _unpack(archive: Path, cache: Path) -> Path:
-    """Unpacks the files known here, again only if the archive changed; a damaged archive leaves nothing behind."""
+    """Unpack the files known here, again only if the archive changed; a damaged archive leaves nothing behind."""
     stat = archive.stat()
     key = hashlib.sha256(f"{archive.resolve()} {stat.st_size} {stat.st_mtime_ns}".encode()).hexdigest()[:16]
     target = cache / key

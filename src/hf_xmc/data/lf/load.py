@@ -1,9 +1,9 @@
 """Raw LF files -> XMCDataset, and back.
 
-Both formats of the Extreme Classification Repository and its users are read: JSON lines (`trn.json.gz`,
-`tst.json.gz`, `lbl.json.gz`) and one text a line with a truth matrix (`trn_X.txt`, `Y.txt`, `trn_X_Y.txt` or
-`Y.trn.npz`). Tables lie memory-mapped in the cache of `datasets`, under a key that changes with every file (size,
-time of change), with the fields, and with the version of `LFConfig`.
+Both formats of the Extreme Classification Repository and its users are read: JSON lines (``trn.json.gz``,
+``tst.json.gz``, ``lbl.json.gz``) and one text a line with a truth matrix (``trn_X.txt``, ``Y.txt``, ``trn_X_Y.txt`` or
+``Y.trn.npz``). Tables lie memory-mapped in the cache of ``datasets``, under a key that changes with every file (size,
+time of change), with the fields, and with the version of ``LFConfig``.
 """
 
 from __future__ import annotations
@@ -20,10 +20,12 @@ from datasets.data_files import DataFilesDict, DataFilesList
 from datasets.exceptions import DatasetGenerationError
 
 from hf_xmc.data.catalog import FILTER_FILES, JSON_FILES, Benchmark, Propensity, find_benchmark
-from hf_xmc.data.dataset import NO_PAIRS, SPLITS, XMCDataset
+from hf_xmc.data.dataset import SPLITS, XMCDataset
 from hf_xmc.data.lf.builder import LFBuilder
 from hf_xmc.data.lf.files import LFFiles, find_files, is_hub_id, is_on_hub, locate
-from hf_xmc.data.lf.read import first_record, is_json, num_lines, read_filter_pairs
+from hf_xmc.data.lf.pair_lines import read_filter_pairs
+from hf_xmc.data.lf.read import first_record, is_json, num_lines
+from hf_xmc.data.pairs import NO_PAIRS
 from hf_xmc.data.storage import SIDE_FILE, pairs_as_text
 
 
@@ -35,27 +37,26 @@ def load_lf(
     name: str | None = None,
     cache_dir: str | Path | None = None,
 ) -> XMCDataset:
-    """Loads a data set in either raw LF format.
+    """Load a data set in either raw LF format.
 
     Args:
-        folder: a folder, an archive (.zip, .tar.gz), or the id of a Hub data set that holds raw files or that
-            `XMCDataset.push_to_hub` made (then its texts are as they were pushed).
-        fields: raw fields that make a query text, joined by a space; a missing one reads as "". Text files have only
+        folder: A folder, an archive (.zip, .tar.gz), or the id of a Hub data set that holds raw files or that
+            :meth:`~hf_xmc.XMCDataset.push_to_hub` made (then its texts are as they were pushed).
+        fields: Raw fields that make a query text, joined by a space; a missing one reads as "". Text files have only
             a "title".
-        label_fields: the same for the labels.
-        name: key in `hf_xmc.data.catalog.BENCHMARKS`, in any letter case, or a name of your own; the folder's name by
-            default. A benchmark's counts are checked, and its propensity constants used; other sets get A 0.55 and B
-            1.5.
-        cache_dir: where the tables are kept; the cache of `datasets` by default. A second load only maps them into
+        label_fields: The same for the labels.
+        name: Key in ``hf_xmc.data.catalog.BENCHMARKS``, in any letter case, or a name of your own; the folder's name
+            by default. A benchmark's counts are checked, and its propensity constants used; other sets get A 0.55 and
+            B 1.5.
+        cache_dir: Where the tables are kept; the cache of ``datasets`` by default. A second load only maps them into
             memory.
 
     Returns:
         An XMCDataset in the order of the files: row r is line r + 1, label id l is line l + 1 of the label file.
 
     Raises:
-        ValueError: files are missing or damaged, a line is wrong (file, line and field are named), or the counts are
-        not those of the
-            benchmark of that name. A refused file leaves nothing in the cache.
+        ValueError: If files are missing or damaged, a line is wrong (file, line and field are named), or the counts
+            are not those of the benchmark of that name. A refused file leaves nothing in the cache.
     """
     fields, label_fields = _checked_fields(fields, "fields"), _checked_fields(label_fields, "label_fields")
     name = name or _stem(folder)
@@ -98,7 +99,7 @@ def _read(
 
 
 def stream_lf(folder: str | Path, split: str, *, fields: Sequence[str] = ("title",)) -> datasets.IterableDataset:
-    """The rows of one split as they are read, with `label_weights` and without a cache; see `load_lf`."""
+    """The rows of one split as they are read, with ``label_weights`` and without a cache; see :func:`load_lf`."""
     if split not in SPLITS:
         raise ValueError(f"There is no split {split!r}; expected 'train' or 'test'")
     files = find_files(locate(folder))
@@ -109,10 +110,10 @@ def stream_lf(folder: str | Path, split: str, *, fields: Sequence[str] = ("title
 
 
 def save_lf(dataset: XMCDataset, folder: str | Path) -> None:
-    """Writes the raw JSON format, which `load_lf` reads back to equal rows, ids, weights and filter pairs.
+    """Write the raw JSON format, which :func:`load_lf` reads back to equal rows, ids, weights and filter pairs.
 
-    The files appear in `folder` when all of them are complete; `text` is written as `title`, and what follows the
-    title as `content` where the data set keeps titles apart.
+    The files appear in ``folder`` when all of them are complete; ``text`` is written as ``title``, and what follows
+    the title as ``content`` where the data set keeps titles apart.
     """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)

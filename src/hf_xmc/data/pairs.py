@@ -1,0 +1,82 @@
+"""Pairs of a row and a label: which are one thing, and which must neither be rewarded nor punished."""
+
+from __future__ import annotations
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import scipy.sparse as sp
+
+NO_PAIRS = np.zeros((0, 2), dtype=np.int64)
+
+
+def check_pairs(pairs: np.ndarray | None, num_rows: int, num_labels: int, where: str) -> None:
+    """Refuse pairs of another split or another label table; ``where`` is what an error calls them.
+
+    Raises:
+        ValueError: Unless they are an integer (n, 2) array of (row < num_rows, label id < num_labels).
+    """
+    if pairs is None or pairs.ndim != 2 or pairs.shape[1] != 2 or pairs.dtype.kind not in "iu":
+        told = "missing" if pairs is None else f"{pairs.dtype} {pairs.shape}"
+        raise ValueError(f"{where} is {told}; expected int64 (n, 2) rows of (row, label id)")
+    outside = np.flatnonzero((pairs < 0).any(1) | (pairs >= (num_rows, num_labels)).any(1))
+    if len(outside):
+        row, label = pairs[outside[0]]
+        raise ValueError(
+            f"{where}, pair {outside[0]}: (row {row}, label id {label}) is out of range; "
+            f"there are {num_rows} rows and {num_labels} labels"
+        )
+
+
+def equal_pairs(left: pa.Array, right: pa.Array) -> np.ndarray:
+    """All (i, j) with left[i] == right[j], sorted; nulls and empty strings equal nothing.
+
+    Args:
+        left: (N,) strings; values may repeat on both sides.
+        right: (L,) strings.
+
+    Returns:
+        int64 (n, 2).
+    """
+    codes = pa.chunked_array([left, right], type=pa.string()).combine_chunks().dictionary_encode()
+    empty = pc.index_in("", codes.dictionary).as_py()
+    codes = pc.fill_null(codes.indices, -1).to_numpy(zero_copy_only=False).astype(np.int64)
+    codes[codes == (-1 if empty is None else empty)] = -1
+    left_codes, right_codes = codes[: len(left)], codes[len(left) :]
+    order = np.argsort(right_codes, kind="stable")
+    start = np.searchsorted(right_codes[order], left_codes, "left")
+    stop = np.where(left_codes < 0, start, np.searchsorted(right_codes[order], left_codes, "right"))
+    counts = stop - start
+    rows = np.repeat(np.arange(len(left)), counts)
+    within = np.arange(len(rows)) - np.repeat(np.cumsum(counts) - counts, counts)
+    return np.stack([rows, order[np.repeat(start, counts) + within]], axis=1).astype(np.int64)
+
+
+def reversed_pairs(test_identity: np.ndarray, train_identity: np.ndarray, train_truth: sp.csr_matrix) -> np.ndarray:
+    """Pairs of the test split that a look-up in train would answer.
+
+    Test item t is also label m, train item i is also label l, and i carries m: then (t, l) is such a pair.
+
+    Args:
+        test_identity: int64 (n, 2) rows of (row, label id) that are one thing.
+        train_identity: The same for train.
+        train_truth: (N, L).
+
+    Returns:
+        int64 (n, 2) rows of (test row, label id), sorted, no pair twice.
+    """
+    num_labels = train_truth.shape[1]
+    num_test = int(test_identity[:, 0].max(initial=-1)) + 1
+    test = _incidence(test_identity, (num_test, num_labels))
+    train = _incidence(train_identity, train_truth.shape)
+    pairs = ((test @ (train_truth != 0).T.tocsr()) @ train).tocoo()
+    return unique_pairs(np.stack([pairs.row, pairs.col], axis=1))
+
+
+def unique_pairs(*pairs: np.ndarray) -> np.ndarray:
+    """All given (n, 2) pairs as one int64 (n, 2) array, sorted, no pair twice."""
+    return np.unique(np.concatenate(pairs).astype(np.int64), axis=0).reshape(-1, 2)
+
+
+def _incidence(pairs: np.ndarray, shape: tuple[int, int]) -> sp.csr_matrix:
+    return sp.csr_matrix((np.ones(len(pairs), bool), (pairs[:, 0], pairs[:, 1])), shape=shape)
