@@ -34,21 +34,24 @@ def bootstrap_intervals(
     seed: int = 0,
     num_labels: int | None = None,
 ) -> dict[str, Interval]:
-    """
-    Percentile interval of every metric of `xmc_metrics` when the test rows are drawn again with replacement.
+    """Percentile interval of every metric when the test rows are drawn again with replacement.
 
     A ratio of sums (psp, psndcg) is the ratio of the resampled sums, not a mean of row values. A resampled test set
     repeats rows and so sees fewer labels, which makes coverage and macro-F1 come out low: their samples are shifted to
     have the value as mean. They also need the labels counted once per sample, about 90 % of the time.
 
     Args:
-        ids, truth, k, inverse_propensities, num_labels: as in `xmc_metrics`.
-        level: confidence level, between 0 and 1.
-        num_samples: how many test sets to draw.
-        seed: of the draws; the same seed draws the same rows.
+        ids: As in :func:`~hf_xmc.metrics.xmc_metrics`, like the next three.
+        truth: The same.
+        k: The same.
+        inverse_propensities: The same.
+        num_labels: The same.
+        level: Confidence level, between 0 and 1.
+        num_samples: How many test sets to draw.
+        seed: Of the draws; the same seed draws the same rows.
 
     Returns:
-        `{"precision@1": Interval(value, low, high), ...}`, in [0, 1].
+        ``{"precision@1": Interval(value, low, high), ...}``, in [0, 1].
     """
     judged = judge(ids, truth, k, inverse_propensities, num_labels)
     values, samples = _values(judged), _samples([judged], num_samples, seed)[0]
@@ -67,12 +70,14 @@ def bootstrap_differences(
     seed: int = 0,
     num_labels: int | None = None,
 ) -> dict[str, Interval]:
-    """
-    Interval of metric(ids) - metric(baseline_ids), both on the same resampled rows (a paired bootstrap).
+    """Interval of metric(ids) - metric(baseline_ids), both on the same resampled rows (a paired bootstrap).
 
-    An interval above 0 says that `ids` are better on rows like these; seeds of training are not resampled. Much
+    An interval above 0 says that ``ids`` are better on rows like these; seeds of training are not resampled. Much
     narrower than two separate intervals, since what makes a row hard is hard for both. Arguments as in
-    `bootstrap_intervals`, values in [-1, 1].
+    :func:`bootstrap_intervals`, values in [-1, 1].
+
+    Raises:
+        ValueError: If the two could be judged by different numbers of labels.
     """
     if num_labels is None and not hasattr(truth, "shape") and inverse_propensities is None:
         raise ValueError("num_labels is missing; with truth as lists both prediction sets need the same one")
@@ -95,27 +100,32 @@ def _values(judged: Judged) -> dict[str, FloatArray]:
 
 
 def _samples(judged: Sequence[Judged], num_samples: int, seed: int) -> list[dict[str, FloatArray]]:
-    """Every metric of each prediction set on `num_samples` drawn test sets, (num_samples, num_cutoffs) each."""
-    sums: list[list[FloatArray]] = [[] for _ in judged]
-    labels: list[list[dict[str, FloatArray]]] = [[] for _ in judged]
+    """Every metric of each prediction set on ``num_samples`` drawn test sets, (num_samples, num_cutoffs) each."""
     ratios = [ranking_ratios(each) for each in judged]
     tables = [np.hstack([part for ratio in each.values() for part in ratio]) for each in ratios]  # (N, columns)
+    sums: list[list[FloatArray]] = [[] for _ in judged]
+    labels: list[list[dict[str, FloatArray]]] = [[] for _ in judged]
+    # The draws outermost: both prediction sets are judged on the same rows.
     for draws in _draws(len(judged[0].ids), num_samples, seed):
         counts = np.stack([np.bincount(rows, minlength=len(rows)) for rows in draws]).astype(np.float64)
         for place, table in enumerate(tables):
             sums[place].append(counts @ table)
             labels[place] += [label_metrics(judged[place].take(rows)) for rows in draws]
-    samples = []
-    for place, each in enumerate(ratios):
-        parts = np.split(np.concatenate(sums[place]), 2 * len(each), axis=1)
-        # Sums are 0/0 where a drawn test set is without positives: 0, as for a row without positives.
-        sample = {
-            name: np.divide(top, bottom, out=np.zeros_like(top), where=bottom > 0)
-            for name, top, bottom in zip(each, parts[::2], parts[1::2], strict=True)
-        }
-        sample |= {name: np.stack([drawn[name] for drawn in labels[place]]) for name in labels[place][0]}
-        samples.append(sample)
-    return samples
+    return [
+        _resampled_ratios(list(each), np.concatenate(own))
+        | {name: np.stack([one[name] for one in drawn]) for name in drawn[0]}
+        for each, own, drawn in zip(ratios, sums, labels, strict=True)
+    ]
+
+
+def _resampled_ratios(names: list[str], sums: FloatArray) -> dict[str, FloatArray]:
+    """The ratios (num_samples, num_cutoffs) from sums (num_samples, 2 x names x num_cutoffs)."""
+    parts = np.split(sums, 2 * len(names), axis=1)
+    # Sums are 0/0 where a drawn test set is without positives: 0, as for a row without positives.
+    return {
+        name: np.divide(top, bottom, out=np.zeros_like(top), where=bottom > 0)
+        for name, top, bottom in zip(names, parts[::2], parts[1::2], strict=True)
+    }
 
 
 def _draws(num_rows: int, num_samples: int, seed: int) -> Iterator[list[IntArray]]:

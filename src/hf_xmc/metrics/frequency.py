@@ -25,17 +25,17 @@ class FrequencyBin:
 
 
 def frequency_bins(ids: Any, truth: Truth, train_counts: Any, k: int = 5, *, num_bins: int = 5) -> list[FrequencyBin]:
-    """
-    Bins with equally many train positives, head first: few frequent labels, then ever more rare ones.
+    """Bins with equally many train positives, head first: few frequent labels, then ever more rare ones.
 
     A label belongs to the bin that holds the middle of its train positives when labels are sorted by count descending,
     then id ascending. Labels without train rows are in the last bin.
 
     Args:
-        ids, truth: as in `xmc_metrics`; with truth as lists, L is the length of `train_counts`.
-        train_counts: (L,) train rows of each label, from `label_counts(train_truth)`.
-        k: one cut-off.
-        num_bins: how many bins.
+        ids: As in :func:`~hf_xmc.metrics.xmc_metrics`.
+        truth: The same; with lists, L is the length of ``train_counts``.
+        train_counts: (L,) train rows of each label, from ``label_counts(train_truth)``.
+        k: One cut-off.
+        num_bins: How many bins.
     """
     counts, order = _sorted(train_counts)
     volume = counts[order].cumsum()
@@ -44,7 +44,7 @@ def frequency_bins(ids: Any, truth: Truth, train_counts: Any, k: int = 5, *, num
 
 
 def frequency_deciles(ids: Any, truth: Truth, train_counts: Any, k: int = 5) -> list[FrequencyBin]:
-    """Ten bins of equally many labels, give or take one, most frequent first. Arguments as in `frequency_bins`."""
+    """Ten bins of equally many labels, give or take one, most frequent first; see :func:`frequency_bins`."""
     counts, order = _sorted(train_counts)
     return _breakdown(ids, truth, counts, order, np.arange(len(order)) / len(order), k, 10)
 
@@ -63,14 +63,14 @@ def _sorted(train_counts: Any) -> tuple[IntArray, IntArray]:
 def _breakdown(
     ids: Any, truth: Truth, counts: IntArray, order: IntArray, place: FloatArray, k: int, num_bins: int
 ) -> list[FrequencyBin]:
-    """Bins of labels: label `order[i]` is at the relative place `place[i]` in [0, 1], so in bin place * num_bins."""
+    """Bins of labels: label ``order[i]`` is at the relative place ``place[i]`` in [0, 1], in bin place * num_bins."""
     judged = judge(ids, truth, k, None, len(counts))
     bin_of = np.empty(len(counts), dtype=np.int64)  # (L,)
     bin_of[order] = np.minimum(place * num_bins, num_bins - 1).astype(np.int64)
     hit_labels, true_labels = judged.ids[judged.hits], judged.truth.indices
 
-    def per_bin(labels: IntArray) -> IntArray:  # (num_bins,)
-        return np.bincount(bin_of[labels], minlength=num_bins)
+    def per_bin(labels: IntArray) -> IntArray:
+        return np.bincount(bin_of[labels], minlength=num_bins)  # (num_bins,)
 
     hits, positives = per_bin(hit_labels), per_bin(true_labels)
     covered, present = per_bin(np.unique(hit_labels)), per_bin(np.unique(true_labels))

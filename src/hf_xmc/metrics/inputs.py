@@ -9,16 +9,22 @@ import numpy as np
 import scipy.sparse as sp
 from numpy.typing import NDArray
 
+from hf_xmc.data.pairs import NO_PAIRS
+
 IntArray: TypeAlias = NDArray[np.int64]
 BoolArray: TypeAlias = NDArray[np.bool_]
 FloatArray: TypeAlias = NDArray[np.float64]
 Truth: TypeAlias = "sp.csr_array | sp.csr_matrix | Sequence[Sequence[int]]"
 
-ROWS_PER_CHUNK = 2048  # the tables of `contains` for this many rows fit the second-level cache
+ROWS_PER_CHUNK = 2048  # the tables of ``contains`` for this many rows fit the second-level cache
 
 
 def as_cutoffs(k: int | Iterable[int]) -> IntArray:
-    """The distinct cut-offs, ascending: (num_cutoffs,) int64. ValueError for none, or one that is no integer >= 1."""
+    """The distinct cut-offs, ascending: (num_cutoffs,) int64.
+
+    Raises:
+        ValueError: For none, or one that is no integer of at least 1.
+    """
     values = np.atleast_1d(np.asarray(k if np.ndim(k) == 0 else list(k)))  # type: ignore[arg-type]
     if values.size == 0 or values.ndim != 1 or values.dtype.kind not in "iu" or values.min() < 1:
         raise ValueError(f"k is {k!r}; expected one or more integers >= 1, such as k=(1, 3, 5)")
@@ -34,7 +40,11 @@ def pad(rows: Sequence[Sequence[int]]) -> IntArray:
 
 
 def as_ids(ids: Any) -> IntArray:
-    """Predictions (N, K) or ragged rows of label ids -> (N, K) int64. ValueError unless integers in two axes."""
+    """Predictions (N, K) or ragged rows of label ids -> (N, K) int64.
+
+    Raises:
+        ValueError: Unless they are integers in two axes.
+    """
     if isinstance(ids, (list, tuple)):
         return pad(ids)
     ids = np.asarray(ids)
@@ -47,17 +57,16 @@ def as_ids(ids: Any) -> IntArray:
 
 
 def as_truth(truth: Truth, num_labels: int | None = None) -> sp.csr_array:
-    """
-    Truth as a binary CSR array (N, L) bool with sorted, distinct columns; the input is not changed.
+    """Truth as a binary CSR array (N, L) bool with sorted, distinct columns; the input is not changed.
 
     Explicit zeros are dropped first, every other value becomes True, duplicates are merged.
 
     Args:
-        truth: scipy sparse (N, L), or N lists of label ids (-1 is a pad).
-        num_labels: L where `truth` is lists; by default the largest label id plus one.
+        truth: SciPy sparse (N, L), or N lists of label ids (-1 is a pad).
+        num_labels: L where ``truth`` is lists; by default the largest label id plus one.
 
     Raises:
-        ValueError: NaN values, ids outside of 0 .. L-1, or no positive at all.
+        ValueError: If there are NaN values, ids outside of 0 .. L-1, or no positive at all.
     """
     if sp.issparse(truth):
         matrix = sp.csr_array(truth)
@@ -87,10 +96,14 @@ def as_truth(truth: Truth, num_labels: int | None = None) -> sp.csr_array:
 
 
 def as_pairs(pairs: Any, num_rows: int) -> IntArray:
-    """Filter pairs (n, 2) int64 of (row, label id). ValueError for another shape or rows beyond num_rows - 1."""
+    """Filter pairs (n, 2) int64 of (row, label id).
+
+    Raises:
+        ValueError: If they have another shape, or name other rows than those.
+    """
     pairs = np.asarray(pairs)
     if pairs.size == 0:
-        return np.empty((0, 2), dtype=np.int64)
+        return NO_PAIRS
     if pairs.ndim != 2 or pairs.shape[1] != 2 or pairs.dtype.kind not in "iu":
         raise ValueError(f"pairs are {pairs.dtype} {pairs.shape}; expected integers (n, 2): row, label id")
     if pairs.min() < 0 or pairs[:, 0].max() >= num_rows:
@@ -102,7 +115,11 @@ def as_pairs(pairs: Any, num_rows: int) -> IntArray:
 
 
 def check_ids(ids: IntArray, num_rows: int, num_labels: int) -> None:
-    """ValueError unless `ids` (N, K) has `num_rows` rows of distinct ids in 0 .. num_labels - 1, or pads (-1)."""
+    """Refuse predictions (N, K) that do not fit the truth.
+
+    Raises:
+        ValueError: Unless there are ``num_rows`` rows of distinct ids in 0 .. num_labels - 1, or pads (-1).
+    """
     if len(ids) != num_rows:
         raise ValueError(f"ids have {len(ids)} rows but truth has {num_rows}; both need one row per query")
     if ids.size and (ids.min() < -1 or ids.max() >= num_labels):
@@ -127,10 +144,9 @@ def chunks(num_rows: int) -> Iterator[slice]:
 
 
 def contains(keys: IntArray, queries: IntArray) -> BoolArray:
-    """
-    Which `queries` (any shape, int64) occur in `keys` (n,) int64, sorted ascending: bool of the shape of `queries`.
+    """Which ``queries`` (any shape, int64) occur in ``keys`` (n,) int64, ascending: bool of the queries' shape.
 
-    Equals `np.isin(queries, keys)`. Most queries are misses, and a hashed bitmap rules out nearly all of them before
+    Equals ``np.isin(queries, keys)``. Most queries are misses, and a hashed bitmap rules out nearly all of them before
     the binary search: half the time of searching for all.
     """
     if not len(keys):

@@ -1,4 +1,4 @@
-"""Predictions judged against the truth: hits, sums over rows, sums over labels. Definitions are in `functional`."""
+"""Predictions judged against the truth: hits, sums over rows, sums over labels. Definitions are in ``functional``."""
 
 from __future__ import annotations
 
@@ -56,7 +56,11 @@ def judge(
     inverse_propensities: Any = None,
     num_labels: int | None = None,
 ) -> Judged:
-    """Check the arguments of `xmc_metrics` and find the hits."""
+    """Check the arguments of :func:`~hf_xmc.metrics.xmc_metrics` and find the hits.
+
+    Raises:
+        ValueError: If they do not fit each other.
+    """
     cutoffs = as_cutoffs(k)
     ids = as_ids(top_k(ids, cutoffs[-1]) if sp.issparse(ids) else ids)[:, : cutoffs[-1]]
     gains, weights = None, None
@@ -80,8 +84,7 @@ def judge(
 
 
 def ranking_totals(judged: Judged, *, skip_empty: bool = False) -> dict[str, Ratio]:
-    """
-    Numerator and denominator (num_cutoffs,), summed over rows, of each metric that is a ratio of sums over rows.
+    """Numerator and denominator (num_cutoffs,), summed over rows, of each metric that is a ratio of sums over rows.
 
     Rows with equally many positives share every divisor, so their hits are counted together: no (N, K) float array,
     and a hundred cut-offs cost little more than one.
@@ -119,8 +122,8 @@ def label_metrics(judged: Judged, *, skip_absent: bool = False) -> dict[str, Flo
     place = np.full(num_labels + 1, len(hit_labels))
     place[hit_labels] = np.arange(len(hit_labels))
 
-    def count(labels: IntArray) -> IntArray:  # (num_hit_labels,)
-        return np.bincount(place[labels], minlength=len(hit_labels) + 1)[:-1]
+    def count(labels: IntArray) -> IntArray:
+        return np.bincount(place[labels], minlength=len(hit_labels) + 1)[:-1]  # (num_hit_labels,)
 
     denominator = count(judged.truth.indices)  # tp + fn, then + tp + fp of each further column
     true_positives = np.zeros_like(denominator)
@@ -136,7 +139,7 @@ def label_metrics(judged: Judged, *, skip_absent: bool = False) -> dict[str, Flo
 
 
 def _best_gains(truth: sp.csr_array, weights: FloatArray) -> FloatArray:
-    """`weights` (L,) of the positives of `truth`, largest first in each row: (truth.nnz,)."""
+    """``weights`` (L,) of the positives of ``truth``, largest first in each row: (truth.nnz,)."""
     order = np.argsort(-weights)
     place = np.empty_like(order)
     place[order] = np.arange(len(order))
@@ -160,27 +163,24 @@ def _find_hits(ids: IntArray, truth: sp.csr_array) -> BoolArray:
 
 
 def _truth_entries(truth: sp.csr_array, rows: slice) -> tuple[IntArray, IntArray]:
-    """Row (counted from `rows.start`) and label of each positive of `rows`, both (n,)."""
+    """Row (counted from ``rows.start``) and label of each positive of ``rows``, both (n,)."""
     indptr = truth.indptr[rows.start : rows.stop + 1]
     return np.repeat(np.arange(len(indptr) - 1), np.diff(indptr)), truth.indices[indptr[0] : indptr[-1]]
 
 
 def _ratios(judged: Judged, rows: slice, group: IntArray, sizes: IntArray, skip_empty: bool) -> dict[str, Ratio]:
-    """
-    Numerators and denominators of `rows`, (G, num_cutoffs) each, added up over the rows of a group.
+    """Numerators and denominators of ``rows``, (G, num_cutoffs) each, added up over the rows of a group.
 
-    Args:
-        group: (num_rows,) in 0 .. G-1; rows of one group have equally many positives.
-        sizes: (G,) that number.
+    ``group`` (num_rows,) is in 0 .. G-1; rows of one group have equally many positives, ``sizes`` (G,) that number.
     """
     cutoffs, gains = judged.cutoffs, judged.gains
     discount = 1 / np.log2(np.arange(cutoffs[-1]) + 2)  # (K,)
     first_cutoff = np.searchsorted(cutoffs, np.arange(cutoffs[-1]), side="right")  # (K,) the first to include a rank
 
-    def add_up(row: IntArray, rank: IntArray, gain: FloatArray | None) -> FloatArray:  # (G, num_cutoffs)
+    def add_up(row: IntArray, rank: IntArray, gain: FloatArray | None) -> FloatArray:
         cell = group[row] * len(cutoffs) + first_cutoff[rank]
         table = np.bincount(cell, gain, minlength=len(sizes) * len(cutoffs))
-        return table.reshape(len(sizes), len(cutoffs)).cumsum(axis=1, dtype=np.float64)
+        return table.reshape(len(sizes), len(cutoffs)).cumsum(axis=1, dtype=np.float64)  # (G, num_cutoffs)
 
     row, rank = np.nonzero(judged.hits[rows])
     num_hits = add_up(row, rank, None)

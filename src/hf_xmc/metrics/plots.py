@@ -25,33 +25,28 @@ class CostPoint:
 
 
 def plot_cost_quality(points: Sequence[CostPoint], path: str | Path) -> Path:
-    """
-    Draw precision@1 and psp@1 against CPU seconds, seconds on a logarithmic axis, with intervals, as a PNG.
+    """Draw precision@1 and psp@1 against CPU seconds, seconds on a logarithmic axis, with intervals, as a PNG.
 
     Args:
-        points: one entry per model, each with the metrics ``precision@1`` and ``psp@1``.
-        path: the file to write.
+        points: One entry per model, each with the metrics ``precision@1`` and ``psp@1``.
+        path: The file to write.
 
     Returns:
         The path.
 
     Raises:
-        ValueError: no point.
-        ImportError: matplotlib is not installed.
+        ValueError: If there is no point.
+        ImportError: If matplotlib is not installed.
     """
     if not points:
         raise ValueError("points are empty; expected at least one model")
-    try:
-        from matplotlib.figure import Figure
-        from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
-    except ImportError as error:
-        raise ImportError("matplotlib is required for plots: pip install hf_xmc[plots]") from error
+    figure = new_figure(10, 4 + _legend_height(len(points)))
+    from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
 
     ours, peers = ([point for point in points if point.peer is peer] for peer in (False, True))
-    # Ten colours, then the next marker; peers are told apart by their markers alone.
+    # Ten colors, then the next marker; peers are told apart by their markers alone.
     styles = [{"fmt": "osD^vP*X"[number // 10 % 8], "color": f"C{number % 10}"} for number in range(len(ours))]
     styles += [{"fmt": "s^vDPX*p"[number % 8], "color": "gray", "mfc": "white"} for number in range(len(peers))]
-    figure = Figure(figsize=(10, 4 + _legend_height(len(points))), layout="constrained")
     axes = figure.subplots(1, 2)
     for axis, metric, title in zip(axes, ("precision@1", "psp@1"), ("P@1 (%)", "PSP@1 (%)"), strict=True):
         for point, style in zip([*ours, *peers], styles, strict=True):
@@ -71,41 +66,34 @@ def plot_cost_quality(points: Sequence[CostPoint], path: str | Path) -> Path:
 
 
 def plot_head_to_tail(bins: Mapping[str, Sequence[FrequencyBin]], path: str | Path, *, k: int) -> Path:
-    """
-    Draw what each bin of label frequency gives to precision@k, and its recall@k, head on the left, as a PNG.
+    """Draw what each bin of label frequency gives to precision@k, and its recall@k, head on the left, as a PNG.
 
     Args:
-        bins: one entry per model, its name -> what `frequency_bins` or `frequency_deciles` return for it, all with the
-            same labels in each bin.
-        path: the file to write.
-        k: the cut-off the bins were made with, for the axis titles.
+        bins: One entry per model, its name -> what :func:`~hf_xmc.metrics.frequency_bins` or ``frequency_deciles``
+            return for it, all with the same labels in each bin.
+        path: The file to write.
+        k: The cut-off the bins were made with, for the axis titles.
 
     Returns:
         The path.
 
     Raises:
-        ValueError: no model, or models whose bins differ.
-        ImportError: matplotlib is not installed.
+        ValueError: If there is no model, or their bins differ.
+        ImportError: If matplotlib is not installed.
     """
     edges = {tuple((each.num_labels, each.min_count, each.max_count) for each in model) for model in bins.values()}
     if len(edges) != 1:
         raise ValueError(
             f"bins have {len(edges)} different divisions of the labels; expected models with the same one"
         )
-    try:
-        from matplotlib.figure import Figure
-    except ImportError as error:
-        raise ImportError("matplotlib is required for plots: pip install hf_xmc[plots]") from error
-
-    # A Figure of its own, not pyplot: no global state, no display.
-    figure = Figure(figsize=(10, 4 + _legend_height(len(bins))), layout="constrained")
+    figure = new_figure(10, 4 + _legend_height(len(bins)))
     titles = (f"contribution to precision@{k} (%)", f"recall@{k} (%)")
     ticks = [f"{least}-{most}\n{num_labels:,} labels" for num_labels, least, most in edges.pop()]
     width = 0.8 / len(bins)
     for axis, title, field in zip(figure.subplots(1, 2), titles, ("precision_share", "recall"), strict=True):
         for number, (name, model) in enumerate(bins.items()):
-            centres = [place + (number - (len(bins) - 1) / 2) * width for place in range(len(model))]
-            axis.bar(centres, [100 * getattr(each, field) for each in model], width=width, label=name)
+            centers = [place + (number - (len(bins) - 1) / 2) * width for place in range(len(model))]
+            axis.bar(centers, [100 * getattr(each, field) for each in model], width=width, label=name)
         axis.set_xticks(range(len(ticks)), ticks, fontsize=7)
         axis.set_xlabel("train rows per label, head to tail")
         axis.set_title(title)
@@ -116,25 +104,19 @@ def plot_head_to_tail(bins: Mapping[str, Sequence[FrequencyBin]], path: str | Pa
 
 
 def plot_reliability(report: CalibrationReport, path: str | Path) -> Path:
-    """
-    Draw the share of right labels over the probability they were given, one line a cut-off, as a PNG.
+    """Draw the share of right labels over the probability they were given, one line a cut-off, as a PNG.
 
     Args:
-        report: of `Retriever.calibrate` or `Retriever.reliability`.
-        path: the file to write.
+        report: What ``Retriever.calibrate`` or ``Retriever.reliability`` return.
+        path: The file to write.
 
     Returns:
         The path.
 
     Raises:
-        ImportError: matplotlib is not installed.
+        ImportError: If matplotlib is not installed.
     """
-    try:
-        from matplotlib.figure import Figure
-    except ImportError as error:
-        raise ImportError("matplotlib is required for plots: pip install hf_xmc[plots]") from error
-
-    figure = Figure(figsize=(5, 5), layout="constrained")
+    figure = new_figure(5, 5)
     axis = figure.subplots()
     axis.plot([0, 1], [0, 1], color="gray", linestyle="dotted", linewidth=1)
     for part in report.parts:
@@ -146,6 +128,19 @@ def plot_reliability(report: CalibrationReport, path: str | Path) -> Path:
     axis.legend(frameon=False)
     figure.savefig(path, format="png", dpi=150)
     return Path(path)
+
+
+def new_figure(width: float, height: float) -> Any:
+    """A matplotlib ``Figure`` of some inches; its own, not pyplot's: no global state, no display.
+
+    Raises:
+        ImportError: If matplotlib is not installed.
+    """
+    try:
+        from matplotlib.figure import Figure
+    except ImportError as error:
+        raise ImportError("matplotlib is required for plots: pip install hf_xmc[plots]") from error
+    return Figure(figsize=(width, height), layout="constrained")
 
 
 def _legend_below(figure: Any, axis: Any) -> None:

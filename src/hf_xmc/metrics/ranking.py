@@ -12,21 +12,20 @@ from hf_xmc.metrics.inputs import IntArray, Truth, as_cutoffs, as_ids, as_pairs,
 
 
 def top_k(scores: sp.csr_array | sp.csr_matrix, k: int, drop: Any = None) -> IntArray:
-    """
-    The `k` best labels of each row: by score descending, then label id ascending.
+    """The ``k`` best labels of each row: by score descending, then label id ascending.
 
     Stored entries are the predictions, also those that are 0 or negative; an entry that is not stored is none.
 
     Args:
-        scores: scipy sparse (N, L), higher is better. Duplicate entries are summed, as scipy does.
-        k: how many to keep, at least 1.
-        drop: (n, 2) of (row, label id), removed before ranking, or None.
+        scores: SciPy sparse (N, L), higher is better. Duplicate entries are summed, as scipy does.
+        k: How many to keep, at least 1.
+        drop: (n, 2) filter pairs of (row, label id), removed before ranking, or None.
 
     Returns:
         (N, k) int64, padded with -1.
 
     Raises:
-        ValueError: k < 1, NaN scores, or pairs outside of the matrix.
+        ValueError: If k < 1, scores are NaN, or pairs lie outside of the matrix.
     """
     width = int(as_cutoffs(k)[-1])
     if not sp.issparse(scores):
@@ -57,8 +56,7 @@ def top_k(scores: sp.csr_array | sp.csr_matrix, k: int, drop: Any = None) -> Int
 
 
 def drop_pairs(ids: Any, scores: Any, pairs: Any) -> tuple[IntArray, NDArray[Any]]:
-    """
-    Remove filter pairs from a ranking; what follows moves up, the end is padded with id -1 and score -inf.
+    """Remove filter pairs from a ranking; what follows moves up, the end is padded with id -1 and score -inf.
 
     Args:
         ids: (N, K) integers, -1 is a pad.
@@ -66,7 +64,10 @@ def drop_pairs(ids: Any, scores: Any, pairs: Any) -> tuple[IntArray, NDArray[Any
         pairs: (n, 2) of (row, label id); pairs that are not predicted change nothing.
 
     Returns:
-        New arrays (N, K) int64 and (N, K) of the dtype of `scores`.
+        New arrays (N, K) int64 and (N, K) of the dtype of ``scores``.
+
+    Raises:
+        ValueError: If ids and scores have different shapes, or pairs name other rows.
     """
     ids, scores = as_ids(ids).copy(), np.array(scores)
     if ids.shape != scores.shape or scores.dtype.kind != "f":
@@ -85,7 +86,7 @@ def drop_pairs(ids: Any, scores: Any, pairs: Any) -> tuple[IntArray, NDArray[Any
 
 
 def filter_truth(truth: Truth, pairs: Any, *, num_labels: int | None = None) -> sp.csr_array:
-    """Truth (N, L) as bool CSR without the filter `pairs` (n, 2) of (row, label id). No metric does this by itself."""
+    """Truth (N, L) as bool CSR without filter pairs (n, 2) of (row, label id). No metric does this by itself."""
     matrix = as_truth(truth, num_labels).copy()
     row = np.repeat(np.arange(matrix.shape[0]), np.diff(matrix.indptr))
     keys = _pair_keys(as_pairs(pairs, matrix.shape[0]), matrix.shape[1])

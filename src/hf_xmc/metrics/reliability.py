@@ -83,7 +83,7 @@ def expected_calibration_error(probabilities: np.ndarray, right: np.ndarray, num
 def reliability_bins(
     probabilities: np.ndarray, right: np.ndarray, num_bins: int = NUM_BINS
 ) -> tuple[ReliabilityBin, ...]:
-    """Bins of equal mass by ascending probability; args as for :func:`expected_calibration_error`."""
+    """Bins of equal mass by ascending probability; arguments as in :func:`expected_calibration_error`."""
     probabilities, right = np.asarray(probabilities, dtype=np.float64), np.asarray(right, dtype=bool)
     if probabilities.ndim != 1 or probabilities.shape != right.shape or not len(right):
         raise ValueError(f"expected (n,) probabilities and hits, got {probabilities.shape} and {right.shape}")
@@ -101,7 +101,8 @@ def measure(
     """Compare probabilities with what came true.
 
     Args:
-        probabilities, scores: (N, K), K at least 5 or the number of labels; scores -inf in missing places.
+        probabilities: (N, K), K at least 5 or the number of labels.
+        scores: (N, K), -inf in missing places.
         right: (N, K) bool.
         base_rates: k -> share of right labels among the first k places of the set that was fitted on.
     """
@@ -118,5 +119,5 @@ def measure(
 
 
 def base_rates(scores: np.ndarray, right: np.ndarray) -> dict[int, float]:
-    """k -> share of right labels among the first k places; args as for :func:`fit_calibration`."""
+    """The share of right labels among the first k places, by k; arguments as in :func:`measure`."""
     return {k: float(right[:, :k][np.isfinite(scores[:, :k])].mean()) for k in CUTS}

@@ -1,4 +1,4 @@
-"""What the evaluate modules share: their inputs, and the call of `xmc_metrics` behind each of them."""
+"""What the evaluate modules share: their inputs, and the call of ``xmc_metrics`` behind each of them."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ CITATION = """
 
 
 class XMCModule(evaluate.Metric):
-    """An evaluate module that returns those of the metrics that `metrics` names."""
+    """An evaluate module that returns those of the metrics that ``metrics`` names."""
 
     metrics: ClassVar[tuple[str, ...]] = ()
 

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import shutil
+from importlib.metadata import version
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 from huggingface_hub import HfApi
 
-from hf_xmc import __version__
+from hf_xmc.metrics.evaluate.cards import render_files
 
 
 def module_folders() -> list[Path]:
@@ -14,14 +17,21 @@ def module_folders() -> list[Path]:
     return sorted(script.parent for script in Path(__file__).parent.glob("*/xmc*.py"))
 
 
+def write_space(folder: Path, out: Path) -> None:
+    """Write all files of the Space of the module in ``folder`` into ``out``, an empty folder."""
+    script = folder / f"{folder.name}.py"
+    shutil.copy(script, out)
+    for name, content in render_files(script).items():
+        (out / name).write_text(content, encoding="utf8")
+
+
 def publish(namespace: str, *, private: bool = False, token: str | None = None) -> list[str]:
-    """
-    Create or update one Space per module, so that `evaluate.load("<namespace>/xmc_precision")` works anywhere.
+    """Create or update one Space per module, so that ``evaluate.load("<namespace>/xmc_precision")`` works anywhere.
 
     Args:
-        namespace: user or organisation that owns the Spaces.
-        private: whether new Spaces are private.
-        token: a write token; by default the one that is logged in.
+        namespace: User or organization that owns the Spaces.
+        private: Whether new Spaces are private.
+        token: A write token; by default the one that is logged in.
 
     Returns:
         The repo ids.
@@ -31,12 +41,9 @@ def publish(namespace: str, *, private: bool = False, token: str | None = None) 
     for folder in module_folders():
         repo_id = f"{namespace}/{folder.name}"
         api.create_repo(repo_id, repo_type="space", space_sdk="gradio", private=private, exist_ok=True)
-        api.upload_folder(
-            repo_id=repo_id,
-            repo_type="space",
-            folder_path=folder,
-            ignore_patterns=["__pycache__/*", "*.pyc"],
-            commit_message=f"{folder.name} of hf_xmc {__version__}",
-        )
+        with TemporaryDirectory() as out:
+            write_space(folder, Path(out))
+            message = f"{folder.name} of hf_xmc {version('hf_xmc')}"
+            api.upload_folder(repo_id=repo_id, repo_type="space", folder_path=out, commit_message=message)
         repo_ids.append(repo_id)
     return repo_ids

@@ -10,7 +10,7 @@ import evaluate
 
 
 def load_module(folder: str | Path) -> evaluate.EvaluationModule:
-    """The evaluate module in `folder`, whose own name does not matter: a Space runs in a folder called app."""
+    """The evaluate module in ``folder``, whose own name does not matter: a Space runs in a folder called app."""
     (script,) = Path(folder).glob("xmc*.py")
     return evaluate.load(str(script))
 
@@ -23,7 +23,7 @@ def answer(module: evaluate.EvaluationModule, predictions: str, references: str,
 
 
 def build_page(folder: str | Path) -> Any:
-    """The gradio page of the module in `folder`; `.launch()` serves it."""
+    """The gradio page of the module in ``folder``; ``.launch()`` serves it."""
     import gradio
 
     module = load_module(folder)
