@@ -1,6 +1,6 @@
 """Gandalf: the texts of the labels are training rows too, with soft targets from how labels stand together.
 
-    accelerate launch recipes/gandalf.py --config recipes/configs/<data set>/gandalf.yaml [--data_dir DIR] [field=value]
+    accelerate launch recipes/gandalf.py --config recipes/configs/<data>/gandalf.yaml [--data_dir DIR] [field=value]
 
 As published the classifier is blind: a label is nothing but a row of it, searched by its score, and the label rows are
 what tells it what labels are called. With ``label_texts`` labels are scored by their texts too, as in unidec.py, and

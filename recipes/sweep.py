@@ -17,6 +17,7 @@ from typing import Any
 
 import optuna
 import yaml
+from torch import nn
 
 import hf_xmc
 from hf_xmc.runs.encoder import start_encoder
@@ -53,6 +54,15 @@ def draw(trial: optuna.Trial, space: Mapping[str, Mapping[str, Any]]) -> dict[st
     return drawn
 
 
+def apply(drawn: Mapping[str, Any], args: hf_xmc.XMCTrainingArguments, loss: nn.Module) -> None:
+    """Set what the host's search does not: the rows' learning rate, and the fields of the loss."""
+    for name, value in drawn.items():
+        if name == "classifier_learning_rate":
+            args.learning_rate_mapping = args.learning_rate_mapping | {CLASSIFIER_ROWS: value}
+        elif name not in TRAINING_FIELDS:
+            setattr(loss, name, value)
+
+
 def settings_of(config: Sweep, args: hf_xmc.XMCTrainingArguments, best: Mapping[str, Any]) -> dict[str, Any]:
     """A config for unidec.py: what the config or the command line set, and what the best trial drew."""
     chosen = {name: value for name, value in asdict(config).items() if name not in OWN_FIELDS and value != []}
@@ -76,11 +86,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     def make_encoder(trial: optuna.Trial | None = None) -> hf_xmc.XMCEncoder:
         if trial is not None:
             trials.append(draw(trial, config.space))
-            for name, value in draw(trial, config.space).items():
-                if name == "classifier_learning_rate":
-                    args.learning_rate_mapping = args.learning_rate_mapping | {CLASSIFIER_ROWS: value}
-                elif name not in TRAINING_FIELDS:
-                    setattr(trainer.loss, name, value)
+            apply(trials[-1], args, trainer.loss)
         encoder = start_encoder(config.encoder, development, max_seq_length=config.max_seq_length)
         if config.classifier:
             encoder.add_classifier(run.data.num_labels, None, residual=config.residual, dropout=config.dropout)

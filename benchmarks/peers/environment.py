@@ -22,12 +22,12 @@ SUPPORT = (
 
 
 def default_folder() -> Path:
-    """`hf_xmc/peers` in the user's cache."""
+    """``hf_xmc/peers`` in the user's cache."""
     return Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "hf_xmc" / "peers"
 
 
 def peers_python(folder: Path) -> Path:
-    """The interpreter of the environment in `folder`, which is made at first use (a few hundred MB, minutes)."""
+    """The interpreter of the environment in ``folder``, which is made at first use (a few hundred MB, minutes)."""
     python, ready = folder / "bin" / "python", folder / "ready.txt"
     wanted = "\n".join([*(f"{name}=={version}" for name, version in PINS.items()), *SUPPORT])
     if not ready.is_file() or ready.read_text() != wanted:

@@ -1,11 +1,10 @@
-"""
-Contestants of hf_xmc's own environment: TF-IDF kNN, MultipleNegativesRankingLoss with FAISS, our saved retriever.
+"""Contestants of hf_xmc's own environment: TF-IDF kNN, MultipleNegativesRankingLoss with FAISS, our saved retriever.
 
     python -m benchmarks.peers.host CONTESTANT OUT.npz --data_dir FOLDER [--fields title content] [--rows N]
         [--retriever FOLDER]
 
-CONTESTANT is `tfidf-knn`, `mnrl-static` (starts from wordllama's token vectors), `mnrl-minilm` (starts from
-all-MiniLM-L6-v2, on N rows drawn from train) or `retriever`, which only loads a saved one and ranks. Writes ids,
+CONTESTANT is ``tfidf-knn``, ``mnrl-static`` (starts from wordllama's token vectors), ``mnrl-minilm`` (starts from
+all-MiniLM-L6-v2, on N rows drawn from train) or ``retriever``, which only loads a saved one and ranks. Writes ids,
 scores and the CPU seconds of training and prediction.
 """
 

@@ -22,8 +22,8 @@ class PeerServer:
 
     Args:
         python: Interpreter of the peers' environment.
-        peer: `pecos-1`, `pecos-3`, `omikuji` or `napkinxc`.
-        task: Folder that `export_task` wrote; `start` and `count` choose among its test texts, in the data's order.
+        peer: ``pecos-1``, ``pecos-3``, ``omikuji`` or ``napkinxc``.
+        task: Folder that ``export_task`` wrote; ``start`` and ``count`` choose among its test texts, in their order.
 
     Raises:
         RuntimeError: if the process ends, with its last words.
@@ -52,11 +52,11 @@ class PeerServer:
         self.process.communicate()
 
     def single(self, start: int, count: int, k: int) -> list[float]:
-        """CPU seconds of each of `count` texts, ranked one by one."""
+        """CPU seconds of each of ``count`` texts, ranked one by one."""
         return self._ask("single", start, count, k)
 
     def batch(self, start: int, count: int, k: int) -> float:
-        """CPU seconds of `count` texts ranked in one call."""
+        """CPU seconds of ``count`` texts ranked in one call."""
         return self._ask("batch", start, count, k)[0]
 
     def _ask(self, kind: str, start: int, count: int, k: int) -> list[float]:

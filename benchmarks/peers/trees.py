@@ -1,15 +1,15 @@
-"""
-Label trees on TF-IDF: PECOS (XR-Linear), Omikuji (Parabel), napkinXC (PLT). Runs in the peers' own environment.
+"""Label trees on TF-IDF: PECOS (XR-Linear), Omikuji (Parabel), napkinXC (PLT). Runs in the peers' own environment.
 
     python trees.py PEER TASK OUT.npz          trains on TASK, ranks its test texts, writes ids and scores
     python trees.py PEER TASK --serve          trains, then answers timing requests on stdin, one JSON line each
 
-PEER is a key of `PEERS`. TASK is a folder as `tasks.export_task` writes it: train.txt, test.txt (a text a line),
+PEER is a key of ``PEERS``. TASK is a folder as ``tasks.export_task`` writes it: train.txt, test.txt (a text a line),
 truth.npz (CSR of train rows and labels), task.json (places wanted). Nothing of hf_xmc is imported.
 
-Served requests: `single START COUNT K` ranks the test texts START .. START + COUNT - 1 one by one, `batch START COUNT
-K` together, both from raw text to label ids; the answer is `{"cpu_seconds": [...], "wall_seconds": [...]}`, a number
-for each call of the model. The first line that comes is `{"ready": PEER}`. `servers.PeerServer` speaks this.
+Served requests: ``single START COUNT K`` ranks the test texts START .. START + COUNT - 1 one by one, and ``batch START
+COUNT K`` together, both from raw text to label ids; the answer is ``{"cpu_seconds": [...], "wall_seconds": [...]}``, a
+number for each call of the model. The first line that comes is ``{"ready": PEER}``. ``servers.PeerServer`` speaks
+this.
 """
 
 from __future__ import annotations

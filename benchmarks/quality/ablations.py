@@ -5,18 +5,19 @@
 Static encoder, one seed, one thread. Every variant trains on all but a held-out tenth of train (by title key); the
 table shows the held-out part, on which choices are made, and the test split, looked at once for each row.
 
-`gandalf` is about learning from the labels' own texts, with an encoder whose labels are scored by their texts too;
-`gandalf_blind` the same where a label is nothing but a row of the classifier. `start` is about the static table.
+``gandalf`` is about learning from the labels' own texts, with an encoder whose labels are scored by their texts too;
+``gandalf_blind`` the same where a label is nothing but a row of the classifier. ``start`` is about the static table.
 """
 
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import Any
 
 import numpy as np
 import torch
@@ -26,13 +27,13 @@ from torch import nn
 import hf_xmc
 from hf_xmc.data.gandalf import gandalf, label_rows, random_walk_label_rows, self_label_rows, symmetric_label_rows
 from hf_xmc.encoders.static import static_embedding
-from hf_xmc.evaluation.evaluator import fit_search_form
+from hf_xmc.evaluation import fit_search_form
 from hf_xmc.losses import (
     AllLabelsLoss,
     BinaryCrossEntropyLoss,
     DecoupledSoftmaxLoss,
     InfoNCELoss,
-    LabelNeighbours,
+    LabelNeighbors,
     LabelTableLoss,
     LabelTerms,
     SoftTopKLoss,
@@ -141,11 +142,11 @@ CLASSIFIER_ONLY = over_pool(UnifiedLoss, scale=SCALE, encoder_weight=0.0)
 
 
 def in_batch(weights: tuple[float, float], similarity: float | None = None, **kwargs: float) -> Callable:
-    """Label terms of these weights; with a similarity weight also of the encoder's own neighbours."""
+    """Label terms of these weights; with a similarity weight also of the encoder's own neighbors."""
 
     def loss(encoder: hf_xmc.XMCEncoder, data: hf_xmc.XMCDataset) -> nn.Module:
-        neighbours = None if similarity is None else LabelNeighbours(data.num_labels)
-        terms = LabelTerms(label_rows(data.to_csr("train")), *weights, neighbours, similarity or 0.0)
+        neighbors = None if similarity is None else LabelNeighbors(data.num_labels)
+        terms = LabelTerms(label_rows(data.to_csr("train")), *weights, neighbors, similarity or 0.0)
         return UnifiedLoss(encoder, scale=SCALE, label_terms=terms, **kwargs)
 
     return loss
@@ -256,64 +257,83 @@ def held_out_metrics(
     return held_out.metrics(held_out.predict(encoder)[0])
 
 
-def main() -> None:
+def forms_of(
+    variant: Variant, encoder: hf_xmc.XMCEncoder, held_out: hf_xmc.XMCEvaluator, first: bool
+) -> dict[str, hf_xmc.SearchForm]:
+    """End of a row's name -> search form; the best on the held-out part, and for the first variant every half."""
+    if variant.forms is not None:
+        held = {form: held_out_metrics(encoder, held_out, form) for form in variant.forms}
+        best = max(variant.forms, key=lambda form: held[form]["precision@1"])
+        return {f": u={best.classifier_weight}" if len(held) > 1 else "": best}
+    if variant.classifier is None:
+        return {"": encoder.search_form}
+    best, _ = fit_search_form(encoder, held_out)
+    rows = ", unit rows" if best.normalize_classifier else ""
+    halves = {f": {half}": form for half, form in HALVES.items()} if first else {}
+    return {f": fitted, u={best.classifier_weight}{rows}": best} | halves
+
+
+def rounded(values: Mapping[str, float]) -> dict[str, float]:
+    return {name: round(value, 4) for name, value in values.items()}
+
+
+def gains_of(test: hf_xmc.XMCEvaluator, ids: np.ndarray, baseline: np.ndarray) -> dict[str, list[float]]:
+    """Metric -> gain over the baseline with the ends of its interval."""
+    gains = test.intervals(ids, baseline)
+    shown = [key for key in (*COLUMNS, "coverage@1", "coverage@5") if key in gains]
+    return {key: [round(v, 4) for v in (gains[key].value, gains[key].low, gains[key].high)] for key in shown}
+
+
+def with_many_labels(test: hf_xmc.XMCEvaluator, ids: np.ndarray) -> dict[str, float]:
+    """How many rows have so many labels, and their precision."""
+    many = np.diff(test.truth.indptr) >= MANY_LABELS
+    judged = xmc_metrics(ids[many], test.truth[many], (1, MANY_LABELS))
+    return {"rows": int(many.sum())} | rounded({key: judged[key] for key in ("precision@1", "precision@5")})
+
+
+def parse() -> argparse.Namespace:
+    """The command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("table", choices=sorted(TABLES))
     parser.add_argument("--data_dir", required=True)
     parser.add_argument("--epochs", type=int, default=5)
     parser.add_argument("--only", nargs="*", help="names of variants; the first is the one compared with")
     parser.add_argument("--output", help="YAML file for the rows")
-    given = parser.parse_args()
+    return parser.parse_args()
+
+
+def main() -> None:
+    given = parse()
     torch.set_num_threads(1)
     data = hf_xmc.load_lf(given.data_dir)
     development = data.hold_out(0.1, seed=SEED, answerable_only=True)
     held_out, test = hf_xmc.XMCEvaluator(development), hf_xmc.XMCEvaluator(data)
-    tables: dict[str, dict[str, dict[str, float]]] = {"held-out part": {}, "test split": {}}
-    rows, baseline = [], None
     command = f"python -m benchmarks.quality.ablations {given.table} --data_dir {data.name} --epochs {given.epochs}"
+    rows: list[dict[str, Any]] = []
+    baseline = None
     for name in given.only or TABLES[given.table]:
         variant = TABLES[given.table][name]
         start = cpu_seconds()
         encoder = train(variant, development, given.epochs)
         spent = cpu_seconds() - start
-        forms: dict[str, hf_xmc.SearchForm] = {"": encoder.search_form}
-        if variant.forms is not None:
-            held = {form: held_out_metrics(encoder, held_out, form) for form in variant.forms}
-            best = max(variant.forms, key=lambda form: held[form]["precision@1"])
-            forms = {f": u={best.classifier_weight}" if len(held) > 1 else "": best}
-        elif variant.classifier is not None:
-            best, _ = fit_search_form(encoder, held_out)
-            shown = f": fitted, u={best.classifier_weight}{', unit rows' * best.normalize_classifier}"
-            forms = {shown: best} | ({f": {half}": form for half, form in HALVES.items()} if baseline is None else {})
-        for suffix, form in forms.items():
+        for ending, form in forms_of(variant, encoder, held_out, first=baseline is None).items():
             encoder.search_form = form
             ids = test.predict(encoder)[0]
-            tables["held-out part"][name + suffix] = held_out.metrics(held_out.predict(encoder)[0])
-            tables["test split"][name + suffix] = test.metrics(ids)
             baseline = ids if baseline is None else baseline
-            gains = test.intervals(ids, baseline)
-            row = {"name": name + suffix, "command": command, "commit": commit()["commit"]}
+            row = {"name": name + ending, "command": command, "commit": commit()["commit"]}
             row |= {"data": data.name, "seed": SEED, "hardware": hardware(), "epochs": given.epochs}
-            row |= {"cpu_seconds": round(spent, 1), "peak_memory_gib": round(peak_memory_gib(), 2)}
-            row["held_out"] = {k: round(v, 4) for k, v in tables["held-out part"][name + suffix].items()}
-            row["test"] = {k: round(v, 4) for k, v in tables["test split"][name + suffix].items()}
-            row["gain_over_first"] = {
-                key: [round(v, 4) for v in (gains[key].value, gains[key].low, gains[key].high)]
-                for key in (*COLUMNS, "coverage@1", "coverage@5")
-                if key in gains
-            }
+            row |= {"cpu_seconds": round(spent, 1), "peak_memory_gib": round(peak_memory_gib() or 0.0, 2)}
+            row["held_out"] = rounded(held_out.metrics(held_out.predict(encoder)[0]))
+            row["test"] = rounded(test.metrics(ids))
+            row["gain_over_first"] = gains_of(test, ids, baseline)
             if given.table.startswith("losses"):
-                many = np.diff(test.truth.indptr) >= MANY_LABELS
-                judged = xmc_metrics(ids[many], test.truth[many], (1, MANY_LABELS))
-                row["test_rows_of_5_labels"] = {"rows": int(many.sum())} | {
-                    key: round(judged[key], 4) for key in ("precision@1", "precision@5")
-                }
+                row["test_rows_of_5_labels"] = with_many_labels(test, ids)
             rows.append(row)
-            gain = row["gain_over_first"]["precision@1"]
-            print(f"{name + suffix}: {spent:.0f} CPU s, P@1 gain {gain}", flush=True)
+            print(f"{row['name']}: {spent:.0f} CPU s, P@1 gain {row['gain_over_first']['precision@1']}", flush=True)
         if given.output:
             Path(given.output).write_text(yaml.safe_dump(rows, sort_keys=False, allow_unicode=True), encoding="utf8")
-    for title, table in tables.items():
+    for title, part in (("held-out part", "held_out"), ("test split", "test")):
+        table = {row["name"]: row[part] for row in rows}
         print(f"\n{data.name}, {title}, percent\n{metrics_table(table, COLUMNS)}")
 
 

@@ -1,5 +1,4 @@
-"""
-What probabilities are worth on a test split: expected calibration error, Brier scores, and precision against wishes.
+"""What probabilities are worth on a test split: expected calibration error, Brier scores, precision against wishes.
 
     OMP_NUM_THREADS=1 python -m benchmarks.quality.calibration [--data_dir DIR] [--models DIR] [--pictures DIR]
 
@@ -7,7 +6,7 @@ A retriever that is trained without a held-out part of train is calibrated there
 whose form is fitted there too. The test split is looked at once. As recipes do after training again on every row,
 the calibration is then carried over to that second retriever, which has no held-out rows of its own.
 
-`--models` keeps the two retrievers and takes those that lie there in place of training (minutes).
+``--models`` keeps the two retrievers and takes those that lie there in place of training (minutes).
 """
 
 from __future__ import annotations
@@ -23,7 +22,7 @@ import hf_xmc
 from benchmarks import TITLES
 from benchmarks.quality import preset
 from benchmarks.table import Table, add_output, write
-from hf_xmc.memory.form import MemoryForm
+from hf_xmc.memory import MemoryForm
 from hf_xmc.metrics.plots import plot_reliability
 from hf_xmc.metrics.reliability import CalibrationReport
 from hf_xmc.retriever.calibration import FittedCalibration
@@ -47,7 +46,7 @@ def calibrated(
 def judge(
     name: str, retriever: hf_xmc.Retriever, texts: list[str], truth: csr_matrix, tables: tuple[Table, Table]
 ) -> CalibrationReport:
-    """Two lines for what probabilities are worth on the rows of `truth` (N, L), and one for each wish."""
+    """Two lines for what probabilities are worth on the rows of ``truth`` (N, L), and one for each wish."""
     report = retriever.reliability(texts, truth)
     fitted, retriever.calibration = retriever.calibration, None
     plain = retriever.rank(texts, 5)

@@ -1,5 +1,4 @@
-"""
-What labels are worth that a retriever gets after training: recall of the new ones, and what the old ones lose.
+"""What labels are worth that a retriever gets after training: recall of the new ones, and what the old ones lose.
 
     OMP_NUM_THREADS=1 python -m benchmarks.quality.new_labels [--data_dir FOLDER] [--num_new 1000] [--models FOLDER]
 
@@ -10,10 +9,10 @@ right new label before an old one counts as a miss, or it is taken out of the ra
 count neither way.
 
 What row a new label gets was chosen on a held-out part of train, with labels withheld that occur there (first table);
-`add_labels` does as chosen. The test split is looked at once, with other labels withheld (second table). "before
+``add_labels`` does as chosen. The test split is looked at once, with other labels withheld (second table). "before
 training" is the same encoder, with the same vocabulary, whose labels are ranked by text alone.
 
-`--models` keeps the two trained retrievers and takes those that lie there in place of training (minutes).
+``--models`` keeps the two trained retrievers and takes those that lie there in place of training (minutes).
 """
 
 from __future__ import annotations
@@ -45,7 +44,7 @@ ABOUT = (
 
 
 def withhold(data: hf_xmc.XMCDataset, ids: np.ndarray) -> hf_xmc.XMCDataset:
-    """The data set without the labels `ids` (n,): the remaining ones are renumbered in their old order."""
+    """The data set without the labels ``ids`` (n,): the remaining ones are renumbered in their old order."""
     kept = np.setdiff1d(np.arange(data.num_labels), ids)
     new_id = np.full(data.num_labels, -1)
     new_id[kept] = np.arange(len(kept))
@@ -61,10 +60,10 @@ def withhold(data: hf_xmc.XMCDataset, ids: np.ndarray) -> hf_xmc.XMCDataset:
 
 @dataclass
 class Split:
-    """A data set without some labels, and what its `test` rows want of old and of new labels.
+    """A data set without some labels, and what its ``test`` rows want of old and of new labels.
 
     Args:
-        data: Whose `test` rows are asked.
+        data: Whose ``test`` rows are asked.
         num_new: Labels to withhold, of those that occur there.
         seed: Of the draw.
     """
@@ -128,12 +127,12 @@ def rows_tried(trained: hf_xmc.Retriever, texts: list[str]) -> dict[str, np.ndar
     """Name -> (n, D) classifier rows of new labels, none with a constant to tune: z is the text's vector."""
     z, free = trained.embedding, trained.classifier - trained.embedding
     new = trained.encoder.encode_halves(texts)[0]
-    mean, centre = free.mean(0), z.mean(0)
-    slope = ((free - mean) * (z - centre)).sum() / ((z - centre) ** 2).sum()
+    mean, center = free.mean(0), z.mean(0)
+    slope = ((free - mean) * (z - center)).sum() / ((z - center) ** 2).sum()
     return {
         "z": new,
         "z + mean free row (chosen)": new + mean,
-        f"z + regression of free rows on z, slope {slope:.3f}": new + mean + slope * (new - centre),
+        f"z + regression of free rows on z, slope {slope:.3f}": new + mean + slope * (new - center),
     }
 
 
@@ -149,7 +148,7 @@ def choose(split: Split, models: Path | None) -> Table:
 
 
 def look(split: Split, models: Path | None) -> Table:
-    """What `add_labels` does, on the test split."""
+    """What ``add_labels`` does, on the test split."""
     table = split.table(f"{split.num_new:,} labels that {split.data.name} never trained on, test split")
     names = split.known.labels["text"][:]
     encoder = preset.start(split.known)

@@ -3,35 +3,21 @@
 from __future__ import annotations
 
 import tempfile
-from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 
 import hf_xmc
-from benchmarks import RECIPES, TITLES
+from benchmarks import RECIPES
 from hf_xmc.encoders.static import static_embedding
 from hf_xmc.runs.config import load_data, read_recipe_config
+from recipes.unidec import UniDEC, make_model
 
 CONFIG = RECIPES / "configs" / "lf-gutenberg-titles" / "unidec.yaml"
-
 # What recipes/unidec.py fits on the held-out part with these settings: the classifier alone.
 FORM = hf_xmc.SearchForm(1.0, normalize_classifier=False)
 # Of the host's training arguments, by which the recipe draws its held-out part.
 SEED = 42
-
-
-@dataclass
-class Preset:
-    """Fields of recipes/unidec.py that its YAML file sets and that are read here."""
-
-    data_dir: str = str(TITLES)
-    encoder: str = "static"
-    classifier: bool = True
-    residual: bool = True
-    dropout: float = 0.1
-    scale: float = 20.0
-    memory: bool = True
 
 
 def load(folder: str | Path) -> hf_xmc.XMCDataset:
@@ -60,12 +46,10 @@ def trained(data: hf_xmc.XMCDataset, folder: Path | None, *overrides: str) -> hf
         return hf_xmc.Retriever.from_pretrained(folder, device="cpu")
     with tempfile.TemporaryDirectory() as scratch:
         words = ["--config", str(CONFIG), "--output_dir", scratch, "use_cpu=true", "report_to=none", *overrides]
-        preset, arguments = read_recipe_config(Preset, "", words)
+        config, arguments = read_recipe_config(UniDEC, "", words)
         torch.set_num_threads(1)
-        encoder = start(data)
-        encoder.add_classifier(data.num_labels, None, residual=preset.residual, dropout=preset.dropout)
-        loss = hf_xmc.losses.UnifiedLoss(encoder, scale=preset.scale)
-        hf_xmc.XMCTrainer(model=encoder, args=arguments, train_dataset=data, loss=loss).train()
+        encoder, loss, rows = make_model(config, data)
+        hf_xmc.XMCTrainer(model=encoder, args=arguments, train_dataset=rows, loss=loss).train()
     encoder.search_form = FORM
     retriever = hf_xmc.Retriever.build(encoder, data.labels["text"][:], index="exact")
     if folder is not None:

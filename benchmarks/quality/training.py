@@ -1,19 +1,18 @@
-"""
-Training from raw files to a ranking of test: ours beside label trees, TF-IDF kNN and sentence-transformers.
+"""Training from raw files to a ranking of test: ours beside label trees, TF-IDF kNN and sentence-transformers.
 
     OMP_NUM_THREADS=1 python -m benchmarks.quality.training --data_dir FOLDER [--only pecos-3 ours ...]
         [--fields title content] [--peers_env FOLDER] [--rows N] [--output benchmarks/results/training-NAME.json]
 
 Contestants: PECOS with three trees and with one, Omikuji, napkinXC's PLT, TF-IDF kNN, MultipleNegativesRankingLoss
-with FAISS from token vectors (`mnrl-static`) and, when asked for by name, from MiniLM on `--rows` rows
-(`mnrl-minilm`), and `ours`: `recipes/unidec.py` with its settings for the data set. The label trees come from PyPI
-into an environment of their own, which is made at first use.
+with FAISS from token vectors (``mnrl-static``) and, when asked for by name, from MiniLM on ``--rows`` rows
+(``mnrl-minilm``), and ``ours``: ``recipes/unidec.py`` with its settings for the data set. The label trees come from
+PyPI into an environment of their own, which is made at first use.
 
 Each contestant is a process on one core; it writes ids and scores of the test texts, which are judged here by
-`hf_xmc.metrics`, filtered pairs dropped, with 95 % bootstrap intervals over rows. "train s" are CPU seconds of
+``hf_xmc.metrics``, filtered pairs dropped, with 95 % bootstrap intervals over rows. "train s" are CPU seconds of
 features and training (for ours of everything that the recipe times: held-out training, fitting, training on all
 rows), "all s" those of the whole process with imports, reading and ranking, "GiB" its largest resident memory. Rows
-that `--output` already has stay, unless they are measured again.
+that ``--output`` already has stay, unless they are measured again.
 """
 
 from __future__ import annotations
@@ -70,7 +69,7 @@ class Outcome:
 
 
 def run(command: list[str | Path], log: Path) -> tuple[float, float]:
-    """CPU seconds and peak memory in GiB of a command on one core; its output goes to `log`."""
+    """CPU seconds and peak memory in GiB of a command on one core; its output goes to ``log``."""
     core = max(os.sched_getaffinity(0))
     environment = os.environ | {
         "OMP_NUM_THREADS": "1",

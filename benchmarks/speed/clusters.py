@@ -1,4 +1,4 @@
-"""Tightness and time of batches of near neighbours beside k-means of free sizes, printed as a table.
+"""Tightness and time of batches of near neighbors beside k-means of free sizes, printed as a table.
 
     python -m benchmarks.speed.clusters            one thread, CPU seconds
     python -m benchmarks.speed.clusters --quick    small sizes, to see that everything runs
@@ -27,7 +27,7 @@ MANY = 2_248_619
 
 
 def make_vectors(num_rows: int) -> np.ndarray:
-    """Unit rows (N, D) float32, one in a hundred a leaf centre, sizes log-normal."""
+    """Unit rows (N, D) float32, one in a hundred a leaf center, sizes log-normal."""
     rng = np.random.default_rng(0)
     num_leaves = max(2, num_rows // 100)
     branches = rng.standard_normal((max(2, num_leaves // 30), DIM), dtype=np.float32)
@@ -70,7 +70,7 @@ def main() -> None:
     shrink = 64 if args.quick else 1
     columns = {"N, batch": "", "form": "", "CPU s": ".1f", "rows/s": ",.0f", "quality": ".3f", "of FAISS": ".2f"}
     table = Table(
-        "Batches of near neighbours",
+        "Batches of near neighbors",
         columns | {"cut elsewhere": ".3f", "sizes": ""},
         about=f"Quality: mean cosine of a row to the centroid of its group; synthetic rows of {DIM} numbers.",
     )

@@ -1,10 +1,9 @@
-"""
-Reading speed and memory of `load_lf`, beside `datasets.load_dataset("json")` and a plain loop.
+"""Reading speed and memory of ``load_lf``, beside ``datasets.load_dataset("json")`` and a plain loop.
 
     python -m benchmarks.speed.data FOLDER [FOLDER ...] [--synthetic]
 
 Every contestant runs in a process of its own with an empty cache. Rows are those of train, test and labels together;
-the peak is the largest resident set of the whole process, imports and memory-mapped pages included. `--synthetic`
+the peak is the largest resident set of the whole process, imports and memory-mapped pages included. ``--synthetic``
 first makes a set of the size of LF-AmazonTitles-1.3M (2,248,619 train rows of 22 labels, 1,305,265 labels) in a
 temporary folder, which is deleted at the end.
 """

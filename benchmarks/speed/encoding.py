@@ -3,7 +3,7 @@
     python -m benchmarks.speed.encoding --data_dir DIR --output benchmarks/results/encoding.json
     python -m benchmarks.speed.encoding --quick           a few titles, to see that everything runs
 
-all-MiniLM-L6-v2, one thread, CPU seconds, best of --repeats, forms interleaved, tokenisation left out (it is the same
+all-MiniLM-L6-v2, one thread, CPU seconds, best of --repeats, forms interleaved, tokenization left out (it is the same
 for all; the static encoder's figure includes it, as it is most of its work). Titles of the data set as they are, and
 titles of exactly nine words, for which the targets are set; all cut to --cap tokens.
 """
@@ -132,7 +132,7 @@ def main() -> None:
     table = Table(
         "Encoding of titles by MiniLM-L6",
         columns | {"least cosine": ".4f", "fill": ".2f"},
-        about="One thread, CPU seconds, without tokenisation; training is forward and backward. The least cosine is "
+        about="One thread, CPU seconds, without tokenization; training is forward and backward. The least cosine is "
         "to the padded float32 form; fill is the part of the padded tokens that are no pads.",
     )
     encoders = [hf_xmc.XMCEncoder(hf_xmc.minilm_path(), device="cpu").eval() for _ in range(2)]

@@ -1,10 +1,9 @@
-"""
-Time and memory of `label_rows`, beside scipy's product of the whole graph and in blocks with a threshold each.
+"""Time and memory of ``label_rows``, beside scipy's product of the whole graph and in blocks with a threshold each.
 
     python -m benchmarks.speed.gandalf [--large] [--output benchmarks/results/gandalf.json]
 
 Sets are synthetic, with the rows, labels and mean labels a row of known data sets: lengths are geometric, labels fall
-off as 1 / (rank + 100). `--large` adds the shape of LF-AmazonTitles-1.3M, where the plain products are left out: the
+off as 1 / (rank + 100). ``--large`` adds the shape of LF-AmazonTitles-1.3M, where the plain products are left out: the
 whole one does not fit, the blocked one takes minutes. Pairs are sum_i |P_i|^2, the pairs of labels that stand in one
 row; seconds a pair that stay level show that the time is linear. Every contestant runs in a process of its own; the
 peak is that of the whole process, imports and the training matrix included.

@@ -161,7 +161,7 @@ def step(loss: Callable[..., Tensor], queries: Tensor, labels: Tensor, positives
 
 
 def cpu_seconds(lines: list[Form], repeats: int) -> list[float]:
-    """The best of `repeats` for every form, in rounds over all forms of one size, so that load hits all alike."""
+    """The best of ``repeats`` for every form, in rounds over all forms of one size, so that load hits all alike."""
     best = [float("inf")] * len(lines)
     inputs = {line.sizes: make_inputs(line.sizes) for line in lines}
     for _ in range(repeats):

@@ -1,10 +1,9 @@
-"""
-CPU seconds and memory of the metrics, beside other libraries and the slow loops, on synthetic predictions.
+"""CPU seconds and memory of the metrics, beside other libraries and the slow loops, on synthetic predictions.
 
     OMP_NUM_THREADS=1 python -m benchmarks.speed.metrics [--rows 100000 970000] [--peers]
 
 Every contestant runs in a process of its own on the same arrays, on one thread: CPU seconds (best of 3) without
-loading and without JIT compilation, and the peak of memory above the inputs. `--peers` makes a virtual environment
+loading and without JIT compilation, and the peak of memory above the inputs. ``--peers`` makes a virtual environment
 (.venv-peers) with numba and napkinXC; what does not install is left out, with the reason. pyxclib is not on PyPI, so
 its published algorithm is written anew here: hits by CSR look-up, float tables (N, k), best gains by a numba top-k of
 the weighted truth.

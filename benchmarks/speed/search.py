@@ -249,7 +249,7 @@ def main() -> None:
         source = f"Label vectors of a trained {args.encoder.name} and test queries"
     else:
         labels, queries = text_vectors(data, args.num_labels)
-        source = "Texts as half unit, half un-normalised mean token vectors, test texts as queries"
+        source = "Texts as half unit, half un-normalized mean token vectors, test texts as queries"
     lengths = np.percentile(np.linalg.norm(labels, axis=1), [1, 50, 99])
     kinds = args.kinds or (["cuda"] if args.device == "cuda" else ["exact", "half", "int8", "pq", "hnsw", "ivf"])
     forms = (peer_forms(labels) if args.device == "cpu" else []) + our_forms(labels, kinds, queries)

@@ -14,8 +14,6 @@ costs nothing in search; it has the last kind of index.
 from __future__ import annotations
 
 import argparse
-import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import Callable
@@ -32,8 +30,9 @@ from benchmarks.peers.environment import default_folder, peers_python
 from benchmarks.peers.servers import PeerServer
 from benchmarks.peers.tasks import export_task
 from benchmarks.table import Table, add_output, write
-from hf_xmc.memory.fit import fold_rows
+from hf_xmc.memory import fold_rows
 from hf_xmc.memory.knowledge_memory import KnowledgeMemory
+from recipes import unidec
 
 Searcher = hf_xmc.LabelIndex | KnowledgeMemory
 
@@ -63,8 +62,7 @@ def train(data_dir: Path, folder: Path) -> None:
     """The static preset, three epochs."""
     config = RECIPES / "configs" / "lf-gutenberg-titles" / "unidec.yaml"
     settings = ["refit=false", "memory=true", "num_train_epochs=3", f"output_dir={folder}"]
-    command = [sys.executable, str(RECIPES / "unidec.py"), "--config", str(config), "--data_dir", str(data_dir)]
-    subprocess.run([*command, *settings], check=True)
+    unidec.main(["--config", str(config), "--data_dir", str(data_dir), *settings])
 
 
 def ours(
@@ -104,7 +102,61 @@ def tree(peer: PeerServer, name: str, top_k: int) -> Form:
     return Form(name, "tree", lambda count: peer.single(0, count, top_k), lambda count: peer.batch(0, count, top_k))
 
 
-def main() -> None:
+def label_forms(
+    retriever: hf_xmc.Retriever, data: hf_xmc.XMCDataset, texts: list[str], options: argparse.Namespace
+) -> tuple[list[tuple[int, Form]], list[hf_xmc.LabelIndex]]:
+    """(top k, form) of every kind of index by labels alone, and of the folded labels; the indexes of the first."""
+    vectors, alive = np.asarray(retriever.index.vectors), retriever.index.alive
+    queries = retriever.encoder.query_vectors(texts[: options.batch])
+    # Like queries to come, and none of the timed ones.
+    known = {"recall_queries": retriever.encoder.query_vectors(data.train["text"][:1000])}
+    folded = fold_rows(vectors, retriever.encoder.key_vectors(data.train["text"][:]), data.to_csr("train"))
+    indexes = [("labels only", hf_xmc.LabelIndex(vectors, alive, kind, **known)) for kind in options.kinds]
+    indexes += [("folded", hf_xmc.LabelIndex(folded, alive, kind, **known)) for kind in options.kinds[-1:]]
+    found = []
+    for name, index in indexes:
+        share = recall(index, hf_xmc.LabelIndex(index.vectors, index.alive, "exact"), queries)
+        for top_k in options.top_k:
+            found.append((top_k, ours(name, retriever, index, texts, top_k)))
+            found[-1][1].recall = share
+    return found, [index for name, index in indexes if name == "labels only"]
+
+
+def memory_forms(
+    retriever: hf_xmc.Retriever, labels: list[hf_xmc.LabelIndex], texts: list[str], options: argparse.Namespace
+) -> list[tuple[int, Form]]:
+    """(top k, form) of the retriever's memory beside the first and the last of the label indexes."""
+    if retriever.memory is None:
+        return []
+    queries = retriever.encoder.query_vectors(texts[: options.batch])
+    with tempfile.TemporaryDirectory() as folder:
+        retriever.memory.save(Path(folder) / "memory")
+        memories = [KnowledgeMemory.load(Path(folder) / "memory", index) for index in (labels[0], labels[-1])]
+    found = []
+    for memory in memories:
+        share = recall(memory, memories[0], queries)
+        for top_k in options.top_k:
+            found.append((top_k, ours("with memory", retriever, memory.labels, texts, top_k, memory)))
+            found[-1][1].recall = share
+    return found
+
+
+def tree_forms(
+    data: hf_xmc.XMCDataset, stack: ExitStack, scratch: Path, options: argparse.Namespace
+) -> list[tuple[int, Form]]:
+    """(top k, form) of every peer, each trained in a process of its own that ends with the stack."""
+    if not options.peers:
+        return []
+    export_task(data, scratch / "task")
+    found = []
+    for name in options.peers:
+        peer = stack.enter_context(PeerServer(peers_python(options.peers_env), name, scratch / "task"))
+        found += [(top_k, tree(peer, name, top_k)) for top_k in options.top_k]
+    return found
+
+
+def parse() -> argparse.Namespace:
+    """The command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data_dir", type=Path, default=TITLES)
     parser.add_argument("--model", type=Path)
@@ -117,69 +169,40 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=2)
     parser.add_argument("--quick", action="store_true")
     add_output(parser)
-    args = parser.parse_args()
-    if args.quick:
-        args.data_dir, args.single, args.batch, args.repeats = TINY, 10, 50, 1
-    torch.set_num_threads(1)
-    data = hf_xmc.load_lf(args.data_dir)
+    options = parser.parse_args()
+    if options.quick:
+        options.data_dir, options.single, options.batch, options.repeats = TINY, 10, 50, 1
+    return options
+
+
+def main() -> None:
+    options = parse()
+    data = hf_xmc.load_lf(options.data_dir)
     texts = data.test["text"][:]
+    columns = {"form": "", "index": "", "top k": "d", "p50 ms": ".2f", "p99 ms": ".2f"}
+    columns |= {"queries/CPU s": ",.0f", "recall@100": ".4f", "searched MB": ".1f"}
     table = Table(
         "Serving, raw text to label strings",
-        {
-            "form": "",
-            "index": "",
-            "top k": "d",
-            "p50 ms": ".2f",
-            "p99 ms": ".2f",
-            "queries/CPU s": ",.0f",
-            "recall@100": ".4f",
-            "searched MB": ".1f",
-        },
+        columns,
         about=f"{data.name}, {data.num_labels:,} labels, a static encoder. One thread, CPU seconds; p50 and p99 of "
-        f"{args.single} single queries, batches of {args.batch}.",
+        f"{options.single} single queries, batches of {options.batch}.",
     )
     with tempfile.TemporaryDirectory() as scratch, ExitStack() as stack:
-        folder = args.model or Path(scratch) / "model"
-        if args.model is None:
-            train(args.data_dir, folder)
+        folder = options.model or Path(scratch) / "model"
+        if options.model is None:
+            train(options.data_dir, folder)
+        torch.set_num_threads(1)  # here: training takes its share of the cores
         retriever = hf_xmc.Retriever.from_pretrained(folder, device="cpu")
-        vectors, alive = retriever.index.vectors, retriever.index.alive
-        queries = retriever.encoder.query_vectors(texts[: args.batch])
-        keys = retriever.encoder.key_vectors(data.train["text"][:])
-        # Like queries to come, and none of the timed ones.
-        known = {"recall_queries": retriever.encoder.query_vectors(data.train["text"][:1000])}
-        folded = fold_rows(vectors, keys, data.to_csr("train"))
-        found: list[tuple[int, Form]] = []
-        indexes = [("labels only", hf_xmc.LabelIndex(vectors, alive, kind, **known)) for kind in args.kinds]
-        indexes += [("folded", hf_xmc.LabelIndex(folded, alive, kind, **known)) for kind in args.kinds[-1:]]
-        for name, index in indexes:
-            share = recall(index, hf_xmc.LabelIndex(index.vectors, index.alive, "exact"), queries)
-            for top_k in args.top_k:
-                form = ours(name, retriever, index, texts, top_k)
-                form.recall = share
-                found.append((top_k, form))
-        if retriever.memory is not None:
-            retriever.memory.save(Path(scratch) / "memory")
-            labels = [index for name, index in indexes if name == "labels only"]
-            memories = [KnowledgeMemory.load(Path(scratch) / "memory", index) for index in (labels[0], labels[-1])]
-            for memory in memories:
-                share = recall(memory, memories[0], queries)
-                for top_k in args.top_k:
-                    form = ours("with memory", retriever, memory.labels, texts, top_k, memory)
-                    form.recall = share
-                    found.append((top_k, form))
-        if args.peers:
-            export_task(data, Path(scratch) / "task")
-        for name in args.peers:
-            peer = stack.enter_context(PeerServer(peers_python(args.peers_env), name, Path(scratch) / "task"))
-            found += [(top_k, tree(peer, name, top_k)) for top_k in args.top_k]
-        for _ in range(args.repeats):
+        found, labels = label_forms(retriever, data, texts, options)
+        found += memory_forms(retriever, labels, texts, options)
+        found += tree_forms(data, stack, Path(scratch), options)
+        for _ in range(options.repeats):
             for _, form in found:
-                form.measure(args.single, args.batch)
+                form.measure(options.single, options.batch)
         for top_k, form in found:
             times = 1000 * min(form.p50), 1000 * min(form.p99)
             table.add(form.name, form.index, top_k, *times, max(form.rates), form.recall, form.megabytes)
-    write(args.output, table)
+    write(options.output, table)
 
 
 if __name__ == "__main__":

@@ -11,8 +11,8 @@ its first steps, so growth counts from a tenth of the first epoch.
 from __future__ import annotations
 
 import argparse
+import importlib
 import json
-import runpy
 import subprocess
 import sys
 import tempfile
@@ -52,12 +52,10 @@ class MemoryLog(TrainerCallback):
         raise SystemExit  # what follows in the recipe is not training
 
 
-def run_recipe(script: Path, log: Path, words: list[str]) -> None:
+def run_recipe(recipe: str, log: Path, words: list[str]) -> None:
     """The recipe as a user runs it, in this process, with the log among the host's callbacks."""
     transformers.trainer.DEFAULT_CALLBACKS.append(MemoryLog(log))
-    sys.path.insert(0, str(script.parent))
-    sys.argv = [str(script), *words]
-    runpy.run_path(str(script), run_name="__main__")
+    importlib.import_module(f"recipes.{recipe}").main(words)
 
 
 def measure(recipe: str, data_dir: Path) -> list[tuple[float, int, int]]:
@@ -66,9 +64,8 @@ def measure(recipe: str, data_dir: Path) -> list[tuple[float, int, int]]:
         log = Path(folder) / "memory.json"
         words = ["--data_dir", str(data_dir), "--output_dir", folder, "num_train_epochs=2", "report_to=none"]
         words = (["--config", str(config)] if config.exists() else []) + words
-        script = RECIPES / f"{recipe}.py"
         subprocess.run(
-            [sys.executable, "-m", "benchmarks.speed.training_memory", "--child", str(script), str(log), *words],
+            [sys.executable, "-m", "benchmarks.speed.training_memory", "--child", recipe, str(log), *words],
             check=True,
         )
         return json.loads(log.read_text())
@@ -76,7 +73,7 @@ def measure(recipe: str, data_dir: Path) -> list[tuple[float, int, int]]:
 
 def main() -> None:
     if sys.argv[1:2] == ["--child"]:
-        return run_recipe(Path(sys.argv[2]), Path(sys.argv[3]), sys.argv[4:])
+        return run_recipe(sys.argv[2], Path(sys.argv[3]), sys.argv[4:])
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data_dir", type=Path, default=TITLES)
     parser.add_argument("--only", nargs="+", choices=METHODS, default=METHODS)

@@ -96,7 +96,7 @@ def results_table(rows: Sequence[Mapping[str, Any]]) -> str:
 
 
 def peers_table(found: Sequence[Contestant]) -> str:
-    """One line a contestant of `benchmarks/quality/training.py`."""
+    """One line a contestant of ``benchmarks/quality/training.py``."""
     if not found:
         return "No contestant is measured here."
     head = ["contestant", *METRICS, "CPU s, training", "CPU s, all", "GiB"]

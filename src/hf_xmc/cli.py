@@ -11,7 +11,7 @@ from hf_xmc.data.lf.load import load_lf, save_lf
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Runs the command; a ValueError of the library becomes one line on stderr and exit code 2."""
+    """Run the command; a ValueError of the library becomes one line on stderr and exit code 2."""
     parser = argparse.ArgumentParser(prog="hf-xmc", description="Extreme multi-label classification.")
     add_data_commands(parser.add_subparsers(required=True, metavar="command"))
     options = parser.parse_args(arguments)
@@ -23,7 +23,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def add_data_commands(commands: Any) -> None:
-    """`hf-xmc data report|convert|push`."""
+    """Add ``hf-xmc data report|convert|push`` to the subparsers."""
     data = commands.add_parser("data", help="look at, convert and publish data sets").add_subparsers(
         required=True, metavar="action"
     )

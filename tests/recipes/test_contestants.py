@@ -18,7 +18,7 @@ COLUMNS = ["", "train s", "all s", "GiB", "P@1", "P@3", "P@5", "PSP@1", "PSP@3",
 ROWS = [
     ["a tree", 30.1, 40.6, 0.58, "36.90 [36.23, 37.76]", 23.3, 16.8, "19.55 [19.04, 20.06]", 24.9, 28.7, 59.7, 32.1],
     [
-        "neighbours",
+        "neighbors",
         None,
         18.6,
         0.83,
@@ -71,7 +71,7 @@ def test_the_table_has_what_was_measured(folder: Path) -> None:
         "| a tree | 36.90 [36.23, 37.76] | 16.80 | 19.55 [19.04, 20.06] | 28.70 | 59.70 | 30.1 | 40.6 | 0.6 |" in lines
     )
     assert (
-        "| neighbours | 31.50 [30.75, 32.22] | 15.10 | 16.09 [15.53, 16.60] | 26.60 | 57.10 |  | 18.6 | 0.8 |" in lines
+        "| neighbors | 31.50 [30.75, 32.22] | 15.10 | 16.09 [15.53, 16.60] | 26.60 | 57.10 |  | 18.6 | 0.8 |" in lines
     )
     assert any(line.startswith("| ours, unidec.py | 43.00") for line in lines)
 
@@ -94,7 +94,7 @@ def test_peers_are_points_of_their_training_and_lazy_ones_of_all(
     assert [path.name for path in paths] == ["lf-x-head-to-tail.png", "lf-x-cost-quality.png"]
     (points,) = drawn
     assert [point.peer for point in points] == [False] * len(row["lines"]) + [True, True]  # ours is of results.yaml
-    assert [(point.name, point.cpu_seconds) for point in points[-2:]] == [("a tree", 30.1), ("neighbours", 18.6)]
+    assert [(point.name, point.cpu_seconds) for point in points[-2:]] == [("a tree", 30.1), ("neighbors", 18.6)]
     assert points[-2].metrics["precision@1"] == pytest.approx((0.3690, 0.3623, 0.3776))
     assert points[-2].metrics["psp@1"] == pytest.approx((0.1955, 0.1904, 0.2006))
 

@@ -62,6 +62,8 @@ def test_a_run_that_nobody_could_repeat_makes_no_row() -> None:
         results.row_of("x", make_run(dirty=True))
     with pytest.raises(ValueError, match="commit None"):
         results.row_of("x", make_run(commit=None))
+    with pytest.raises(ValueError, match="peak memory: use Linux or macOS"):
+        results.row_of("x", make_run(peak_memory_gib=None))
 
 
 def test_commands_name_no_folder_outside_the_clone(tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ from hf_xmc.runs.baselines import tfidf_knn, tfidf_zero_shot
 def test_baselines_reach_what_the_data_set_states(tiny: XMCDataset) -> None:
     evaluator = XMCEvaluator(tiny)
     zero_shot, knn = evaluator.metrics(tfidf_zero_shot(tiny)), evaluator.metrics(tfidf_knn(tiny))
-    # Its README: 32.24 / 37.66 zero-shot and 30.46 / 38.84 kNN, by another tokenisation.
+    # Its README: 32.24 / 37.66 zero-shot and 30.46 / 38.84 kNN, by another tokenization.
     assert abs(zero_shot["precision@1"] - 0.3224) < 0.03 and abs(zero_shot["psp@5"] - 0.3766) < 0.05
     assert abs(knn["precision@1"] - 0.3046) < 0.03 and abs(knn["psp@5"] - 0.3884) < 0.05
 

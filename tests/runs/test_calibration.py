@@ -4,7 +4,7 @@ import pytest
 from toys import WORDS, make_static_encoder, make_words_data
 
 import hf_xmc
-from hf_xmc.memory.form import MemoryForm
+from hf_xmc.memory import MemoryForm
 from hf_xmc.runs.calibration import calibrate_held_out
 from hf_xmc.runs.record import RunRecord
 

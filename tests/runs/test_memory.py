@@ -8,8 +8,8 @@ import pytest
 from toys import WORDS, make_static_encoder, make_words_data
 
 from hf_xmc import Retriever, XMCDataset, XMCEvaluator
-from hf_xmc.memory.form import MemoryForm
-from hf_xmc.runs.memory import choose_memory, choose_memory_leave_one_out, memory_rows
+from hf_xmc.memory import MemoryForm
+from hf_xmc.runs.memory import choose_memory, choose_memory_leave_one_out, gain_lines, memory_rows
 from hf_xmc.runs.record import RunRecord
 
 
@@ -42,6 +42,10 @@ def test_rows_of_the_table_are_the_searches_they_name(misleading: XMCDataset) ->
         np.testing.assert_allclose(gain, metrics["precision@1"] - plain["precision@1"], atol=1e-9)
     assert record.costs["with memory"]["bytes"] == retriever.memory.num_bytes > 0 == record.costs["folded"]["bytes"]
     assert all(cost["ms_per_query"] >= 0 for cost in record.costs.values())
+    gain = 100 * record.gains["folded"]["precision@1"][0]
+    lines = gain_lines(record)
+    assert [line.partition(":")[0] for line in lines] == ["with memory", "folded"]
+    assert f"folded: precision@1 {gain:+.2f} [" in lines[1] and "; 0.0 MB, " in lines[1]
 
 
 def test_where_rows_do_not_help_nothing_is_remembered() -> None:

@@ -34,7 +34,7 @@ def run(tmp_path_factory: pytest.TempPathFactory, tiny: hf_xmc.XMCDataset) -> Pa
     record.describe(tiny, TINY)
     record.citations = ['\n@article{one,\n    title = "One",\n}\n']
     metrics = record.test("by words", evaluator, tfidf_zero_shot(tiny))
-    record.test("by neighbours", evaluator, tfidf_knn(tiny))
+    record.test("by neighbors", evaluator, tfidf_knn(tiny))
     record.write(folder / "metrics.json", metrics)
     write_model_card(folder, "TF-IDF", repo_id="me/books", licence="mit")
     return folder
@@ -59,7 +59,7 @@ def test_the_text_shows_results_pictures_settings_and_how_to_use(run: Path) -> N
     text = (run / "README.md").read_text()
     tests = json.loads((run / "metrics.json").read_text())["tests"]
     value, low, high = (f"{100 * v:.2f}" for v in tests["by words"]["metrics"]["precision@1"])
-    assert f"| by words | {value} [{low}, {high}] |" in text and "| by neighbours |" in text
+    assert f"| by words | {value} [{low}, {high}] |" in text and "| by neighbors |" in text
     assert "![Head to tail](head_to_tail.png)" in text and (run / "head_to_tail.png").read_bytes()[:4] == b"\x89PNG"
     assert "| learning_rate | 0.01 |" in text and "push_to_hub" not in text and str(TINY) not in text
     assert "public domain" in text and "@article{one," in text and "Reliability" not in text

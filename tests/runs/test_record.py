@@ -72,6 +72,29 @@ def test_the_commit_is_that_of_the_clone_the_package_lies_in(monkeypatch: pytest
     assert run_record.commit()["dirty"] is True
 
 
+def test_where_no_system_call_tells_the_memory_it_is_none_and_seconds_are_still_counted(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    told = run_record.cpu_seconds()
+    monkeypatch.setattr(run_record, "resource", None)  # as on Windows
+    assert run_record.peak_memory_gib() is None
+    assert run_record.cpu_seconds() == pytest.approx(told, abs=0.5) and told > 0
+    RunRecord({}).write(tmp_path / "metrics.json", {})
+    assert json.loads((tmp_path / "metrics.json").read_text())["peak_memory_gib"] is None
+
+
+def test_a_run_from_a_command_line_that_was_handed_in_records_that_one(tmp_path: Path) -> None:
+    record = RunRecord({}, ["recipes/dexml.py", "--config", "some.yaml"])
+    record.describe(make_words_data(), "nowhere")
+    assert not any(note.startswith("settings") for note in record.notes)
+    record.write(tmp_path / "metrics.json", {})
+    assert json.loads((tmp_path / "metrics.json").read_text())["command"] == [
+        "recipes/dexml.py",
+        "--config",
+        "some.yaml",
+    ]
+
+
 def test_a_ranking_with_every_answer_wrong_scores_zero(tiny: hf_xmc.XMCDataset) -> None:
     nothing = np.full((len(tiny.test), 5), -1)
     record = RunRecord({})

@@ -10,7 +10,7 @@ import os
 from collections.abc import Sequence
 from dataclasses import fields
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 import torch
 import yaml
@@ -22,7 +22,10 @@ from hf_xmc.data.dataset import XMCDataset
 from hf_xmc.data.lf.load import load_lf
 from hf_xmc.training.arguments import XMCTrainingArguments
 
-T = TypeVar("T")
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
+
+T = TypeVar("T", bound="DataclassInstance")
 logger = logging.getLogger(__name__)
 
 
@@ -66,7 +69,8 @@ def read_recipe_config(
         own = sorted(f.name for f in fields(recipe_arguments))
         raise ValueError(f"unknown field(s) {unknown}; the recipe has {own} and all fields of XMCTrainingArguments")
     share_cores()
-    return HfArgumentParser((recipe_arguments, XMCTrainingArguments)).parse_dict(values)
+    classes: Any = (recipe_arguments, XMCTrainingArguments)
+    return cast("tuple[T, XMCTrainingArguments]", HfArgumentParser(classes).parse_dict(values))
 
 
 def load_data(folder: str | Path, fields: Sequence[str], label_fields: Sequence[str]) -> tuple[XMCDataset, list[str]]:
@@ -93,13 +97,13 @@ def load_data(folder: str | Path, fields: Sequence[str], label_fields: Sequence[
     return load_lf(folder, fields=taken, label_fields=label_taken), assumed
 
 
-def stage_args(args: XMCTrainingArguments, stage: str, evaluated: bool = True) -> XMCTrainingArguments:
+def stage_args(args: XMCTrainingArguments, stage: str, *, evaluated: bool = True) -> XMCTrainingArguments:
     """The arguments of one of a recipe's trainings: its checkpoints lie in ``<output_dir>/checkpoints/<stage>``.
 
     Without rows to evaluate on, ``evaluated`` false, no epoch is, and the last is kept.
     """
     own = copy.copy(args)
-    own.output_dir = str(Path(args.output_dir) / "checkpoints" / stage)
+    own.output_dir = str(Path(str(args.output_dir)) / "checkpoints" / stage)
     if not evaluated:
         own.eval_strategy, own.load_best_model_at_end = IntervalStrategy.NO, False
     return own
@@ -121,9 +125,9 @@ def last_checkpoint(args: XMCTrainingArguments) -> str | None:
             f"expected resume_from_checkpoint=true, got {args.resume_from_checkpoint!r}: a run is resumed from the "
             "newest checkpoint in its output_dir"
         )
-    if not args.resume_from_checkpoint or not Path(args.output_dir).is_dir():
+    if not args.resume_from_checkpoint or not Path(str(args.output_dir)).is_dir():
         return None
-    folders = [path for path in Path(args.output_dir).glob("checkpoint-*") if path.name.split("-")[1].isdigit()]
+    folders = [path for path in Path(str(args.output_dir)).glob("checkpoint-*") if path.name.split("-")[1].isdigit()]
     for folder in sorted(folders, key=lambda path: int(path.name.split("-")[1]), reverse=True):
         if _is_whole(folder):
             return str(folder)
@@ -146,7 +150,7 @@ def share_cores() -> None:
     torch.set_num_threads(max(1, cores // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))))
 
 
-def _read_yaml(path: str) -> dict[str, Any]:
+def _read_yaml(path: str | Path) -> dict[str, Any]:
     if not Path(path).is_file():
         raise ValueError(f"--config {path}: no such file")
     try:

@@ -34,6 +34,7 @@ class MemoryChoice:
 
     @property
     def form(self) -> MemoryForm:
+        """How rows and labels vote."""
         return self.fit.form
 
     def __str__(self) -> str:
@@ -61,9 +62,10 @@ def choose_memory(encoder: XMCEncoder, development: XMCDataset, psp_weight: floa
     rows, row_truth = encoder.key_vectors(development.train["text"][:]), development.to_csr("train")
     queries, truth = encoder.query_vectors(development.test["text"][:]), development.to_csr("test")
     weights = inverse_propensities(row_truth, development.propensity.a, development.propensity.b)
-    given = {"psp_weight": psp_weight, "filters": development.filters["test"]}
-    fit = fit_memory(KnowledgeMemory(rows, row_truth, LabelIndex.exact(labels)), queries, truth, weights, **given)
-    return MemoryChoice(fit, fit_fold(labels, rows, row_truth, queries, truth, weights, **given))
+    filters, memory = development.filters["test"], KnowledgeMemory(rows, row_truth, LabelIndex.exact(labels))
+    fit = fit_memory(memory, queries, truth, weights, psp_weight=psp_weight, filters=filters)
+    fold = fit_fold(labels, rows, row_truth, queries, truth, weights, psp_weight=psp_weight, filters=filters)
+    return MemoryChoice(fit, fold)
 
 
 def choose_memory_leave_one_out(
@@ -141,7 +143,7 @@ def memory_rows(
         record.costs["with memory"] = cost
     if choice.fold_weight > 0:
         rows = encoder.key_vectors(texts)
-        index = LabelIndex.exact(fold_rows(retriever.index.vectors, rows, truth, choice.fold_weight))
+        index = LabelIndex.exact(fold_rows(np.asarray(retriever.index.vectors), rows, truth, choice.fold_weight))
         rankings["folded"], _ = index.search(queries, top_k, filters=filters)
         record.costs["folded"] = {"bytes": 0, "ms_per_query": _milliseconds(index.search, queries)}
     for name, ids in rankings.items():

@@ -161,7 +161,7 @@ def settings_table(config: Mapping[str, Any]) -> str:
 
 
 def title_of(metric: str) -> str:
-    """ "precision@1" -> "P@1"."""
+    """The short name of a metric: "precision@1" -> "P@1"."""
     name, _, cut = metric.partition("@")
     return f"{_NAMES.get(name, name)}@{cut}"
 

@@ -101,7 +101,7 @@ class Run(Generic[Fields]):
     @property
     def output(self) -> Path:
         """The folder of everything the run leaves; it exists."""
-        folder = Path(self.args.output_dir)
+        folder = Path(str(self.args.output_dir))
         folder.mkdir(parents=True, exist_ok=True)
         return folder
 
