@@ -1,13 +1,17 @@
 """Render benchmarks/README.md and its pictures from the JSON files in benchmarks/results.
 
-python -m benchmarks.render
+    python -m benchmarks.render [--check]
+
+With ``--check`` nothing is written and the exit code is 1 where the text differs.
 """
 
 from __future__ import annotations
 
 import json
+import sys
 from collections import defaultdict
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 from benchmarks.table import Picture, show
@@ -99,9 +103,16 @@ def draw(table: dict[str, Any], path: Path) -> None:
     figure.savefig(path, format="png", dpi=110, metadata={"Software": None})
 
 
-def main() -> None:
-    (FOLDER / "README.md").write_text(render(FOLDER / "results", FOLDER / "pictures"), encoding="utf8")
+def main(check: bool) -> int:
+    file = FOLDER / "README.md"
+    if not check:
+        file.write_text(render(FOLDER / "results", FOLDER / "pictures"), encoding="utf8")
+        return 0
+    with TemporaryDirectory() as scratch:
+        differs = render(FOLDER / "results", Path(scratch) / "pictures") != file.read_text(encoding="utf8")
+    print("differs: benchmarks/README.md" if differs else "nothing differs")
+    return int(differs)
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main("--check" in sys.argv[1:]))
