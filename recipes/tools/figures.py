@@ -28,6 +28,7 @@ def first_seeds(rows: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
 
 
 def peer_point(peer: Contestant) -> CostPoint:
+    """A point of a contestant, drawn apart from ours."""
     metrics = {"precision@1": peer.metrics["P@1"], "psp@1": peer.metrics["PSP@1"]}
     return CostPoint(
         peer.name, peer.cost, {name: tuple(end / 100 for end in ends) for name, ends in metrics.items()}, True

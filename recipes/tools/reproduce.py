@@ -23,6 +23,7 @@ from results import ROOT, Comparison, compare, read_results, row_of, write_resul
 
 
 def main(argv: Sequence[str] | None = None) -> int:
+    """Run or record rows; returns the exit code."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("rows", nargs="*", metavar="ROW", help="names in results.yaml")
     parser.add_argument("--data", help="folder with the data sets that do not ship")

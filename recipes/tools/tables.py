@@ -155,11 +155,13 @@ def quoted_table(rows: Sequence[Mapping[str, Any]]) -> str:
 
 
 def data_table(data_sets: Mapping[str, Mapping[str, str]]) -> str:
+    """One line a data set: where it lies and where it comes from."""
     head = ["data set", "folder", "source", "licence"]
     return markdown(head, [[name, *(one[key] for key in head[1:])] for name, one in data_sets.items()])
 
 
 def markdown(head: Sequence[str], body: Sequence[Sequence[str]]) -> str:
+    """A table of these cells."""
     lines = [list(head), ["---"] * len(head), *body]
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 
@@ -187,6 +189,7 @@ def _gain(ends: Sequence[float]) -> str:
 
 
 def main(check: bool) -> int:
+    """Render both files, or with ``check`` only compare them; returns the exit code."""
     results, ablations = read_results(FILE), yaml.safe_load(ABLATIONS.read_text(encoding="utf8"))
     contestants, differs = read_contestants(), []
     for file in FILES:
