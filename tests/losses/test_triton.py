@@ -120,14 +120,7 @@ def compile_for_hopper() -> None:
     pointers |= dict.fromkeys(("queries", "labels", "out"), "*bf16")
     pointers |= dict.fromkeys(("first", "second", "offset", "factor", "grad_positives"), "*fp32")
     pointers |= {"scale": "fp32", "alpha": "fp32"}
-    shared = {
-        "DIM": 768,
-        "BLOCK_ROWS": 128,
-        "BLOCK_LABELS": 128,
-        "BLOCK_DIMS": 64,
-        "PRECISION": "tf32",
-        "WIDEN": False,
-    }
+    shared = {"DIM": 768, "PRECISION": "tf32", "WIDEN": False}
     variants = [(kernels._reduce_kernel, {"SIGMOIDS": flag}) for flag in (True, False)]
     variants += [(kernels._derivative_kernel, {"SHAPE": shape.value, "K": 1}) for shape in (kernels.EXP, kernels.BELL)]
     for kernel, own in variants:

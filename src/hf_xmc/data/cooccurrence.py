@@ -105,14 +105,10 @@ class _Ranked:
     def pairs(
         self, first: int, last: int, rows: np.ndarray, edges: np.ndarray, ones: np.ndarray
     ) -> tuple[np.ndarray, ...]:
-        """What :func:`co_occurring_pairs` yields for the labels of ranks ``first`` to ``last``.
+        """What :func:`co_occurring_pairs` yields for the labels of ranks ``first`` to ``last``, a block.
 
-        Args:
-            first: Of the block.
-            last: One after it.
-            rows: (n,) of the block's labels, as rows of the right factor.
-            edges: (2N + 1,), the right factor's indptr.
-            ones: (nnz,) of a type that holds the counts.
+        ``rows`` (n,) are those of its labels in the right factor, ``edges`` (2N + 1,) that factor's indptr, and
+        ``ones`` (nnz,) of a type that holds the counts.
         """
         left = sp.csr_matrix(
             (ones[: len(rows)], rows, self.starts[first : last + 1] - self.starts[first]),

@@ -101,7 +101,7 @@ def answerable(rows: datasets.Dataset, filtered: np.ndarray, seen: np.ndarray) -
     """The rows judged by labels that can be answered: seen in training and not filtered for the row.
 
     Args:
-        rows: n rows with ``label_ids`` and perhaps ``label_weights``.
+        rows: The n rows, with ``label_ids`` and perhaps ``label_weights``.
         filtered: int64 (m, 2) rows of (row, label id).
         seen: (L,) bool.
 

@@ -37,11 +37,7 @@ def pairs_as_text(pairs: np.ndarray) -> bytes:
 
 
 def read_side_files(paths: dict[str, str | Path]) -> dict[str, Any]:
-    """The ``name``, ``propensity`` and ``filters`` of the files that :func:`side_files` made, file name -> path.
-
-    Raises:
-        ValueError: If they have a newer format than this version reads.
-    """
+    """The ``name``, ``propensity`` and ``filters`` of the files that :func:`side_files` made, file name -> path."""
     path = Path(paths[SIDE_FILE])
     described = json.loads(path.read_text())
     if described["format_version"] > FORMAT_VERSION:
@@ -104,11 +100,7 @@ def add_side_files(
 def download_side_files(
     repo_id: str, revision: str | None, token: str | None
 ) -> tuple[dict[str, str | Path], str | None]:
-    """File name -> path of the side files, and the commit they are of.
-
-    Raises:
-        ValueError: If the repo lacks one.
-    """
+    """File name -> path of the side files, and the commit they are of."""
     paths: dict[str, str | Path] = {}
     try:
         for file in SIDE_FILES:

@@ -25,11 +25,7 @@ _READERS = {
 
 
 def read_table(source: Any) -> datasets.Dataset:
-    """A ``datasets`` table, pandas frame or Arrow table as it is, or a CSV, TSV, JSON lines or Parquet file.
-
-    Raises:
-        ValueError: If the source is none of them, or cannot be read.
-    """
+    """A ``datasets`` table, pandas frame or Arrow table as it is, or a CSV, TSV, JSON lines or Parquet file."""
     if isinstance(source, datasets.Dataset):
         return source
     if isinstance(source, pa.Table):
@@ -62,11 +58,7 @@ def _read_file(path: Path) -> datasets.Dataset:
 
 
 def split_table(source: Any, test: Any = None) -> tuple[datasets.Dataset, datasets.Dataset]:
-    """The train and the test table of a table, or of a mapping with the keys "train" and perhaps "test".
-
-    Raises:
-        ValueError: If a mapping lacks "train", or a table cannot be read.
-    """
+    """The train and the test table of a table, or of a mapping with the keys "train" and perhaps "test"."""
     if isinstance(source, Mapping):
         if "train" not in source:
             raise ValueError(f"The tables are named {sorted(source)}; expected 'train' and perhaps 'test'")
@@ -116,9 +108,6 @@ def label_lists(table: datasets.Dataset, column: str, separator: str | None, whe
         column: Its name.
         separator: Splits cells that are strings into several labels; None takes such a cell as one label.
         where: How errors call the table.
-
-    Raises:
-        ValueError: If the column is missing, or holds other things than labels.
     """
     cells = _column(table, column, where)
     if separator is not None and pa.types.is_string(cells.type):
@@ -201,11 +190,7 @@ def collect_labels(train: LabelLists, test: LabelLists, keep_unseen: bool) -> La
 
 
 def given_labels(label_texts: Any, lists: LabelLists) -> LabelTable:
-    """The labels given as a list of texts, or as a table with ``text`` and perhaps ``uid``, keyed as ``lists`` are.
-
-    Raises:
-        ValueError: If two of them are the same.
-    """
+    """The labels given as a list of texts, or as a table with ``text`` and perhaps ``uid``, keyed as ``lists`` are."""
     if not isinstance(label_texts, datasets.Dataset):
         label_texts = datasets.Dataset(pa.table({"text": pa.array(label_texts, pa.string())}))
     texts = texts_of(label_texts, "text", "label_texts")

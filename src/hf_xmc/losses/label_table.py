@@ -146,6 +146,7 @@ class LabelTableLoss(nn.Module):
         """
         counts = torch.zeros_like(norms)
         counts[positive_ids] = 1
+        # Taken for sure, the largest norms leave the draw nothing to get wrong about them.
         left = norms.masked_fill(counts > 0, -1)
         top = torch.topk(left, min(self.num_top, len(norms))).indices
         counts[top] = 1

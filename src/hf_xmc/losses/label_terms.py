@@ -136,11 +136,7 @@ class LabelTerms(nn.Module):
         self.similarity_weight = similarity_weight
 
     def relevance(self, label_ids: Tensor, candidate_ids: Tensor) -> Tensor:
-        """Soft targets (n, C) float32 in [0, 1] for labels (n,) int64 and candidates (C,) int64, ascending.
-
-        Raises:
-            ValueError: If a candidate is none of the targets' labels.
-        """
+        """Soft targets (n, C) float32 in [0, 1] for labels (n,) int64 and candidates (C,) int64, ascending."""
         if len(candidate_ids) and int(candidate_ids[-1]) >= self.targets.shape[0]:
             raise ValueError(
                 f"label id {int(candidate_ids[-1])} in the pool, targets of {self.targets.shape[0]} labels; "
@@ -197,10 +193,7 @@ class LabelTerms(nn.Module):
 
     def get_config_dict(self) -> dict[str, Any]:
         """The settings that a model card shows."""
-        config: dict[str, Any] = {
-            "encoder_weight": self.encoder_weight,
-            "classifier_weight": self.classifier_weight,
-        }
+        config: dict[str, Any] = {"encoder_weight": self.encoder_weight, "classifier_weight": self.classifier_weight}
         if self.neighbors is not None:
             config |= {
                 "similarity_weight": self.similarity_weight,

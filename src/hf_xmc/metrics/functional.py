@@ -26,15 +26,7 @@ from hf_xmc.metrics.inputs import FloatArray, IntArray, Truth, as_truth
 from hf_xmc.metrics.judged import Ratio, judge, label_metrics, ranking_ratios, ranking_totals
 from hf_xmc.metrics.ranking import drop_pairs, filter_truth, top_k
 
-__all__ = [
-    "drop_pairs",
-    "filter_truth",
-    "inverse_propensities",
-    "label_counts",
-    "row_metrics",
-    "top_k",
-    "xmc_metrics",
-]
+__all__ = ["drop_pairs", "filter_truth", "inverse_propensities", "label_counts", "row_metrics", "top_k", "xmc_metrics"]
 
 
 def label_counts(truth: Truth, *, num_labels: int | None = None) -> IntArray:

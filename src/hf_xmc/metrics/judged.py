@@ -50,17 +50,9 @@ class Judged:
 
 
 def judge(
-    ids: Any,
-    truth: Truth,
-    k: int | Iterable[int],
-    inverse_propensities: Any = None,
-    num_labels: int | None = None,
+    ids: Any, truth: Truth, k: int | Iterable[int], inverse_propensities: Any = None, num_labels: int | None = None
 ) -> Judged:
-    """Check the arguments of :func:`~hf_xmc.metrics.xmc_metrics` and find the hits.
-
-    Raises:
-        ValueError: If they do not fit each other.
-    """
+    """Check the arguments of :func:`~hf_xmc.metrics.xmc_metrics` and find the hits."""
     cutoffs = as_cutoffs(k)
     ids = as_ids(top_k(ids, cutoffs[-1]) if sp.issparse(ids) else ids)[:, : cutoffs[-1]]
     gains, weights = None, None

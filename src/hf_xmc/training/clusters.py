@@ -111,7 +111,7 @@ def balanced_groups(vectors: Tensor, centroids: Tensor, capacity: np.ndarray) ->
 
 
 def _nearest(vectors: Tensor, centroids: Tensor, num_choices: int) -> tuple[np.ndarray, np.ndarray]:
-    """Cosines and numbers of the nearest centroids, best first. (N, K) float32, (N, K) int64."""
+    """Cosines (N, K) float32 and numbers (N, K) int64 of the nearest centroids, best first."""
     scores = np.empty((len(vectors), num_choices), dtype=np.float32)
     choices = np.empty((len(vectors), num_choices), dtype=np.int64)
     for start, part in _chunks(vectors, len(centroids)):
@@ -146,7 +146,7 @@ def _defer(scores: np.ndarray, choices: np.ndarray, room: np.ndarray) -> np.ndar
 
 
 def tree_order(centroids: Tensor) -> np.ndarray:
-    """Centroids (G, D) ordered along a tree that halves them again and again where they differ most. (G,) int64"""
+    """The order (G,) int64 of centroids (G, D) along a tree that halves them where they differ most."""
     points = centroids.double().cpu().numpy()
 
     def split(part: np.ndarray) -> np.ndarray:
@@ -168,7 +168,7 @@ def tree_order(centroids: Tensor) -> np.ndarray:
 
 
 def _lean(vectors: Tensor, centroids: Tensor, groups: np.ndarray) -> np.ndarray:
-    """How much nearer each row is to the next group than to the one before. (N,) float32"""
+    """How much nearer each row is to the next group than to the one before: (N,) float32."""
     # An end of the tree has one neighbor, which counts on both sides.
     towards = centroids[1:] - centroids[:-1]
     towards = torch.cat([towards[:1], centroids[2:] - centroids[:-2], towards[-1:]])  # (G, D)

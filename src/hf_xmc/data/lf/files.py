@@ -107,11 +107,7 @@ def _missing(folder: Path, names: list[str], benchmark: Benchmark | None) -> Val
 
 
 def locate(source: str | Path, cache_dir: str | Path | None = None, benchmark: Benchmark | None = None) -> Path:
-    """The folder with the raw files of a folder, an archive (unpacked into the cache once) or a Hub data set id.
-
-    Raises:
-        ValueError: If the source is none of them, or cannot be had.
-    """
+    """The folder with the raw files of a folder, an archive (unpacked into the cache once) or a Hub data set id."""
     path = Path(source).expanduser()
     if path.is_dir():
         return _inner_folder(path)

@@ -28,9 +28,6 @@ def read_json(path: Path | str, schema: pa.Schema) -> Iterator[tuple[int, pa.Tab
         path: The file.
         schema: The fields to read: strings, lists of int32, lists of float32. Others are ignored, absent ones are
             null.
-
-    Raises:
-        ValueError: If a line is wrong; file, line and field are named.
     """
     blank = None
     for first, block in read_blocks(path):

@@ -27,9 +27,6 @@ def read_blocks(path: Path | str) -> Iterator[tuple[int, bytes]]:
 
     Takes gzip by the suffix ``.gz``; drops a byte-order mark and Windows line ends; a line that is not UTF-8 is read
     as latin-1.
-
-    Raises:
-        ValueError: If the file is missing or damaged, or UTF-16.
     """
     path = Path(path)
     line = 1

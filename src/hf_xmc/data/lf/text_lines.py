@@ -42,11 +42,7 @@ class Truth:
 
 
 def read_truth(path: Path | str) -> Truth:
-    """Read ``trn_X_Y.txt`` ("rows columns", then a line "label:value label:value ..." a row) or a scipy ``.npz``.
-
-    Raises:
-        ValueError: If the file is no such matrix; a wrong line is named.
-    """
+    """Read ``trn_X_Y.txt`` ("rows columns", then a line "label:value label:value ..." a row) or a scipy ``.npz``."""
     path = Path(path)
     return _read_npz_truth(path) if path.suffix == ".npz" else _read_text_truth(path)
 

@@ -220,7 +220,7 @@ class Chunk:
 
 
 def add_product(out: Tensor, left: Tensor, right: Tensor, alpha: float, beta: float = 1.0) -> None:
-    """Set out to beta out + alpha left @ right, beta 0 or 1; the product is float32 also where the operands are not."""
+    """Set out to beta out + alpha left @ right, beta 0 or 1; float32 products also where the operands are half."""
     if out.dtype == left.dtype != torch.bfloat16:
         out.addmm_(left, right, beta=beta, alpha=alpha)
     elif beta:

@@ -18,9 +18,9 @@ class TopScores:
 
     Args:
         num_rows: R.
-        num_top: m.
-        alpha: steepness of the sigmoid.
-        like: a tensor with the type and device of the scores.
+        num_top: The number m of best scores.
+        alpha: Steepness of the sigmoid.
+        like: A tensor with the type and device of the scores.
     """
 
     def __init__(self, num_rows: int, num_top: int, alpha: float, like: Tensor) -> None:
@@ -34,7 +34,7 @@ class TopScores:
 
     @property
     def reference(self) -> Tensor:
-        """(R, 1) the m-th best score at the last merge, 0 where there is none yet (its power sums are 0)."""
+        """The m-th best score (R, 1) at the last merge, 0 where there is none yet (its power sums are 0)."""
         last = self.top[:, -1:]
         return last.masked_fill(last == -torch.inf, 0)
 
@@ -46,6 +46,7 @@ class TopScores:
         below = self.reference - scores  # (R, T), negative for candidates
         rows, columns = _negative_entries(below)
         counts = rows.bincount(minlength=len(scores))  # (R,)
+        # A merge sorts a whole tile: it waits until candidates find no room.
         if bool((self._num_found + counts > self.num_top).any()):
             self._merge(scores)
             return
@@ -53,6 +54,7 @@ class TopScores:
         rank = torch.arange(len(rows), device=rows.device) - (counts.cumsum(0) - counts)[rows]
         self._found[rows, self._num_found[rows] + rank] = scores[rows, columns]
         self._num_found += counts
+        # Candidates are left out of the sums until a merge decides which of them stay above.
         self.powers += self._power_sums(below)
 
     def finish(self) -> None:
@@ -81,11 +83,12 @@ class TopScores:
 
     def _tail(self, threshold: Tensor) -> Tensor:
         order = torch.arange(1, NUM_POWERS + 1, device=threshold.device)
-        sign = 1 - 2 * ((order + 1) % 2)
+        sign = 1 - 2 * ((order + 1) % 2)  # +, -, +: the series of the sigmoid
         return sign * self.powers * (self.alpha * (self.reference + threshold[:, None]) * order).exp()  # (R, 3)
 
     def _power_sums(self, below: Tensor) -> Tensor:
         """(R, 3) from reference - scores (R, T), whose entries under 0 do not count. Overwrites its argument."""
+        # Entries at or above the reference become exp(-inf) = 0. Powers by products: exp is the costly part.
         power = torch.threshold_(below, -torch.finfo(below.dtype).tiny, torch.inf).mul_(-self.alpha).exp_()
         first = power.sum(dim=1)
         square = power * power
@@ -93,10 +96,12 @@ class TopScores:
 
     def _merge(self, scores: Tensor) -> None:
         values = torch.cat([self.top, self._found, scores], dim=1)  # (R, n)
-        before = self.reference
+        before = self.reference  # (R, 1)
         self.top, places = values.topk(self.num_top, dim=1)
         order = torch.arange(1, NUM_POWERS + 1, device=values.device)
+        # The reference only rises: old sums, measured from it, shrink. The clamp is for a first one, whose sums are 0.
         self.powers *= (self.alpha * (before - self.reference) * order).clamp_max(0).exp()
+        # What fell out of the best joins the rest; the m best themselves are hidden from it.
         self.powers += self._power_sums(self.reference - values.scatter(1, places, -torch.inf))
         self._found.fill_(-torch.inf)
         self._num_found.zero_()
@@ -105,6 +110,7 @@ class TopScores:
 
 def _negative_entries(values: Tensor) -> tuple[Tensor, Tensor]:
     """Rows, ascending, and columns of the entries under 0. Looks only into groups of columns whose minimum is."""
+    # Nearly all groups are without a candidate, which their minimum tells.
     if values.shape[1] % GROUP:
         rows, columns = (values < 0).nonzero(as_tuple=True)
         return rows, columns

@@ -26,6 +26,7 @@ BLOCK_DIMS = 64
 MIN_PROGRAMS = 512
 
 EXP, SIGMOID, BELL = (tl.constexpr(number) for number in range(3))
+_ROWS, _LABELS, _DIMS = (tl.constexpr(size) for size in (BLOCK_ROWS, BLOCK_LABELS, BLOCK_DIMS))
 
 
 @dataclass(frozen=True)
@@ -166,9 +167,6 @@ def _reduce(
 def _launch_options(queries: Tensor) -> dict[str, Any]:
     return {
         "DIM": queries.shape[1],
-        "BLOCK_ROWS": BLOCK_ROWS,
-        "BLOCK_LABELS": BLOCK_LABELS,
-        "BLOCK_DIMS": BLOCK_DIMS,
         "PRECISION": "ieee" if queries.dtype == torch.float32 else "tf32",
         "WIDEN": triton.knobs.runtime.interpret,
         "num_warps": 8,
@@ -189,19 +187,16 @@ def _score_tile(
     num_labels,
     scale,
     DIM: tl.constexpr,
-    BLOCK_ROWS: tl.constexpr,
-    BLOCK_LABELS: tl.constexpr,
-    BLOCK_DIMS: tl.constexpr,
     PRECISION: tl.constexpr,
     WIDEN: tl.constexpr,
 ):
-    """S for rows (BLOCK_ROWS,) and columns (BLOCK_LABELS,); -inf beyond the last label and at the bucket's pairs."""
-    scores = tl.zeros((BLOCK_ROWS, BLOCK_LABELS), dtype=tl.float32)
+    """S for rows (_ROWS,) and columns (_LABELS,); -inf beyond the last label and at the bucket's pairs."""
+    scores = tl.zeros((_ROWS, _LABELS), dtype=tl.float32)
     # R x D and L x D may pass 2^31.
     row_start = rows.to(tl.int64)[:, None] * DIM
     column_start = columns.to(tl.int64)[None, :] * DIM
-    for start in range(0, DIM, BLOCK_DIMS):
-        dims = start + tl.arange(0, BLOCK_DIMS)
+    for start in range(0, DIM, _DIMS):
+        dims = start + tl.arange(0, _DIMS)
         query = tl.load(
             queries + row_start + dims[None, :], mask=(rows[:, None] < num_rows) & (dims[None, :] < DIM), other=0.0
         )
@@ -238,24 +233,21 @@ def _reduce_kernel(
     alpha,
     SIGMOIDS: tl.constexpr,
     DIM: tl.constexpr,
-    BLOCK_ROWS: tl.constexpr,
-    BLOCK_LABELS: tl.constexpr,
-    BLOCK_DIMS: tl.constexpr,
     PRECISION: tl.constexpr,
     WIDEN: tl.constexpr,
 ):
     block = tl.program_id(0)
     split = tl.program_id(1)
-    num_tiles = tl.cdiv(num_labels, BLOCK_LABELS)
-    rows = block * BLOCK_ROWS + tl.arange(0, BLOCK_ROWS)
+    num_tiles = tl.cdiv(num_labels, _LABELS)
+    rows = block * _ROWS + tl.arange(0, _ROWS)
     # Of a log-sum-exp the largest score and the sum; of sigmoids the two sums.
-    one = tl.full((BLOCK_ROWS,), 0.0 if SIGMOIDS else -3.4028234663852886e38, tl.float32)
-    two = tl.zeros((BLOCK_ROWS,), dtype=tl.float32)
+    one = tl.full((_ROWS,), 0.0 if SIGMOIDS else -3.4028234663852886e38, tl.float32)
+    two = tl.zeros((_ROWS,), dtype=tl.float32)
     shift = one
     if SIGMOIDS:
         shift = tl.load(offset + rows, mask=rows < num_rows, other=0.0)
     for tile in range(split * tiles_per_split, tl.minimum((split + 1) * tiles_per_split, num_tiles)):
-        columns = tile * BLOCK_LABELS + tl.arange(0, BLOCK_LABELS)
+        columns = tile * _LABELS + tl.arange(0, _LABELS)
         bucket = block.to(tl.int64) * num_tiles + tile
         scores = _score_tile(
             queries,
@@ -270,9 +262,6 @@ def _reduce_kernel(
             num_labels,
             scale,
             DIM,
-            BLOCK_ROWS,
-            BLOCK_LABELS,
-            BLOCK_DIMS,
             PRECISION,
             WIDEN,
         )
@@ -312,17 +301,14 @@ def _derivative_kernel(
     SHAPE: tl.constexpr,
     K: tl.constexpr,
     DIM: tl.constexpr,
-    BLOCK_ROWS: tl.constexpr,
-    BLOCK_LABELS: tl.constexpr,
-    BLOCK_DIMS: tl.constexpr,
     PRECISION: tl.constexpr,
     WIDEN: tl.constexpr,
 ):
     block = tl.program_id(0)
     tile = first_tile + tl.program_id(1)
-    num_tiles = tl.cdiv(num_labels, BLOCK_LABELS)
-    rows = block * BLOCK_ROWS + tl.arange(0, BLOCK_ROWS)
-    columns = tile * BLOCK_LABELS + tl.arange(0, BLOCK_LABELS)
+    num_tiles = tl.cdiv(num_labels, _LABELS)
+    rows = block * _ROWS + tl.arange(0, _ROWS)
+    columns = tile * _LABELS + tl.arange(0, _LABELS)
     bucket = block.to(tl.int64) * num_tiles + tile
     scores = _score_tile(
         queries,
@@ -337,13 +323,10 @@ def _derivative_kernel(
         num_labels,
         scale,
         DIM,
-        BLOCK_ROWS,
-        BLOCK_LABELS,
-        BLOCK_DIMS,
         PRECISION,
         WIDEN,
     )
-    result = tl.zeros((BLOCK_ROWS, BLOCK_LABELS), dtype=tl.float32)
+    result = tl.zeros((_ROWS, _LABELS), dtype=tl.float32)
     for top in tl.static_range(K):
         shift = tl.load(offset + rows * K + top, mask=rows < num_rows, other=0.0)
         weight = tl.load(factor + rows * K + top, mask=rows < num_rows, other=0.0)
@@ -361,6 +344,6 @@ def _derivative_kernel(
         grad = tl.load(grad_positives + pair)
         result += tl.where((rows[:, None] == row) & (columns[None, :] == column), grad, 0.0)
     # R x T may pass 2^31.
-    local = tl.program_id(1) * BLOCK_LABELS + tl.arange(0, BLOCK_LABELS)
+    local = tl.program_id(1) * _LABELS + tl.arange(0, _LABELS)
     place = rows.to(tl.int64)[:, None] * width + local[None, :]
     tl.store(out + place, result.to(out.dtype.element_ty), mask=(rows[:, None] < num_rows) & (local[None, :] < width))

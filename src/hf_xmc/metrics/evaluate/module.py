@@ -75,12 +75,6 @@ class XMCModule(evaluate.Metric):
                 "inverse propensities are missing; pass inverse_propensities, or train_references with a, b"
             )
         values = xmc_metrics(
-            predictions,
-            references,
-            k,
-            weights,
-            skip_empty=skip_empty,
-            skip_absent=skip_absent,
-            num_labels=num_labels,
+            predictions, references, k, weights, skip_empty=skip_empty, skip_absent=skip_absent, num_labels=num_labels
         )
         return {key: value for key, value in values.items() if key.split("@")[0] in self.metrics}

@@ -1,28 +1,44 @@
-"""Publish the evaluate modules as Spaces of the Hub."""
+"""Publish the evaluate modules as Spaces of the Hub: each is its script, and a card and a page rendered here."""
 
 from __future__ import annotations
 
+import ast
 import shutil
 from importlib.metadata import version
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
+import yaml
 from huggingface_hub import HfApi
 
-from hf_xmc.metrics.evaluate.cards import render_files
+HERE = Path(__file__).parent
+PAGE = '''"""The page of this Space."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from hf_xmc.metrics.evaluate.space import build_page
+
+build_page(Path(__file__).parent).launch()
+'''
 
 
 def module_folders() -> list[Path]:
     """The folder of each module, by name; a folder holds the script of its own name."""
-    return sorted(script.parent for script in Path(__file__).parent.glob("*/xmc*.py"))
+    return sorted(script.parent for script in HERE.glob("*/xmc*.py"))
 
 
 def write_space(folder: Path, out: Path) -> None:
     """Write all files of the Space of the module in ``folder`` into ``out``, an empty folder."""
-    script = folder / f"{folder.name}.py"
+    name, script = folder.name, folder / f"{folder.name}.py"
     shutil.copy(script, out)
-    for name, content in render_files(script).items():
-        (out / name).write_text(content, encoding="utf8")
+    summary = ast.get_docstring(ast.parse(script.read_text(encoding="utf8")))
+    template = (HERE / "card_template.md").read_text(encoding="utf8")
+    said = yaml.safe_load((HERE / "cards.yaml").read_text(encoding="utf8"))[name]
+    (out / "README.md").write_text(template.format(name=name, summary=summary, **said), encoding="utf8")
+    (out / "app.py").write_text(PAGE, encoding="utf8")
+    (out / "requirements.txt").write_text("hf_xmc[evaluate]\n", encoding="utf8")
 
 
 def publish(namespace: str, *, private: bool = False, token: str | None = None) -> list[str]:
