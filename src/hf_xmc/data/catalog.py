@@ -40,13 +40,10 @@ class Benchmark:
         name: Kebab-case key; the same string in recipes, YAML files, cards and repo ids.
         published_as: The name its authors print.
         url: Where the files are published.
-        num_train: Expected train rows, None where unconfirmed.
-        num_test: The same for test.
-        num_labels: The same for labels.
+        num_train, num_test, num_labels: Expected counts, None where unconfirmed.
         propensity: The A and B its papers evaluate with.
         max_length: Tokens a text that keep nearly all of it.
-        fields: Raw fields that make a query text.
-        label_fields: Raw fields that make a label text.
+        fields, label_fields: Raw fields that make a query text and a label text.
         files: The raw files of the set, filter files included where it has them.
     """
 

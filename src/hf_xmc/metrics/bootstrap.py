@@ -40,15 +40,8 @@ def bootstrap_intervals(
     repeats rows and so sees fewer labels, which makes coverage and macro-F1 come out low: their samples are shifted to
     have the value as mean. They also need the labels counted once per sample, about 90 % of the time.
 
-    Args:
-        ids: As in :func:`~hf_xmc.metrics.xmc_metrics`, like the next three.
-        truth: The same.
-        k: The same.
-        inverse_propensities: The same.
-        num_labels: The same.
-        level: Confidence level, between 0 and 1.
-        num_samples: How many test sets to draw.
-        seed: Of the draws; the same seed draws the same rows.
+    Arguments as in :func:`~hf_xmc.metrics.xmc_metrics`, and ``level``, the confidence level between 0 and 1;
+    ``num_samples`` test sets are drawn, the same ones for the same ``seed``.
 
     Returns:
         ``{"precision@1": Interval(value, low, high), ...}``, in [0, 1].
