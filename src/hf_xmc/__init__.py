@@ -11,9 +11,10 @@ from hf_xmc.data.dataset import XMCDataset
 from hf_xmc.data.lf.load import load_lf
 from hf_xmc.encoders import lora, static
 from hf_xmc.encoders.classifier import LabelClassifier
-from hf_xmc.encoders.encoder import SearchForm, XMCEncoder
+from hf_xmc.encoders.encoder import XMCEncoder
 from hf_xmc.encoders.pretrained import minilm_path, wordllama_embedding
 from hf_xmc.evaluation.evaluator import XMCEvaluator
+from hf_xmc.hub.repo_xmc import SearchForm
 from hf_xmc.index.label_index import LabelIndex
 from hf_xmc.retriever.retriever import Retriever
 from hf_xmc.serving.pipeline import pipeline, register

@@ -43,8 +43,9 @@ def test_classifier_and_search_form_survive_a_round_trip(encoder: XMCEncoder, tm
     again = XMCEncoder(str(tmp_path / "saved"), device="cpu")
     assert again.search_form == encoder.search_form
     assert again.label_classifier is not None and again.label_classifier.residual
-    np.testing.assert_array_equal(again.label_vectors(WORDS), encoder.label_vectors(WORDS))
-    np.testing.assert_array_equal(again.query_vectors(["war"]), encoder.query_vectors(["war"]))
+    # Not to the bit: a transformer's products may be summed otherwise where its weights lie otherwise in memory.
+    np.testing.assert_allclose(again.label_vectors(WORDS), encoder.label_vectors(WORDS), atol=1e-6)
+    np.testing.assert_allclose(again.query_vectors(["war"]), encoder.query_vectors(["war"]), atol=1e-6)
     assert [name for name, _ in again.named_children()] == [name for name, _ in encoder.named_children()]
 
 

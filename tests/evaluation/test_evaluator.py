@@ -7,7 +7,6 @@ from sentence_transformers import SentenceTransformer
 from toys import make_static_encoder, make_words_data
 
 from hf_xmc import LabelIndex, XMCDataset, XMCEvaluator
-from hf_xmc.evaluation.evaluator import search_filtered
 
 
 def test_filtered_pairs_leave_the_ranking_before_it_is_cut() -> None:
@@ -16,7 +15,7 @@ def test_filtered_pairs_leave_the_ranking_before_it_is_cut() -> None:
     queries = rng.standard_normal((3, 4), dtype=np.float32)
     plain, _ = index.search(queries, 30)
     pairs = np.array([[0, plain[0, 0]], [0, plain[0, 2]], [2, plain[2, 1]]])
-    ids, scores = search_filtered(index, queries, 5, pairs)
+    ids, scores = index.search(queries, 5, filters=pairs)
     drop = set(map(tuple, pairs.tolist()))
     expected = [[i for i in row if (n, i) not in drop][:5] for n, row in enumerate(plain.tolist())]
     assert ids.tolist() == expected

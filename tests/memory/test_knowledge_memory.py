@@ -8,11 +8,10 @@ import scipy.sparse as sp
 from reference.memory import slow_search, slow_votes
 from safetensors.torch import load_file, save_file
 
-import hf_xmc.memory.keys
-import hf_xmc.memory.knowledge_memory
+import hf_xmc.hub.memory_xmc
+import hf_xmc.hub.search_xmc
 from hf_xmc import LabelIndex
-from hf_xmc.memory.fit import fit_fold, fit_memory, fold_rows
-from hf_xmc.memory.form import MemoryForm
+from hf_xmc.memory import MemoryForm, fit_fold, fit_memory, fold_rows
 from hf_xmc.memory.knowledge_memory import KnowledgeMemory
 from hf_xmc.metrics.functional import drop_pairs, inverse_propensities, xmc_metrics
 
@@ -68,9 +67,9 @@ def test_votes_and_evidence_equal_the_slow_loop(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     # Small blocks, so that keys, queries and votes are put together of several.
-    monkeypatch.setattr(hf_xmc.memory.keys, "_KEYS_AT_ONCE", 16)
-    monkeypatch.setattr(hf_xmc.memory.keys, "_QUERIES_AT_ONCE", 5)
-    monkeypatch.setattr(hf_xmc.memory.knowledge_memory, "_VOTERS_AT_ONCE", 4)
+    monkeypatch.setattr(hf_xmc.hub.search_xmc, "ROWS_AT_ONCE", 16)
+    monkeypatch.setattr(hf_xmc.hub.search_xmc, "SCORES_AT_ONCE", 100)
+    monkeypatch.setattr(hf_xmc.hub.memory_xmc, "VOTERS_AT_ONCE", 4)
     rng = np.random.default_rng(num_rows)
     # Halves of small integers: many exact ties among the keys.
     rows, labels, queries = (
@@ -216,12 +215,12 @@ def test_a_loaded_memory_answers_as_the_saved_one(
     maps = Path("/proc/self/maps")
     assert not maps.exists() or str(tmp_path / "memory.safetensors") in maps.read_text()  # mapped, not copied
     assert loaded.form == form and loaded.keys.dtype == memory.keys.dtype
-    assert memory.keys.element_size() == np.dtype(dtype).itemsize
+    assert memory.keys.dtype.itemsize == np.dtype(dtype).itemsize
     answers = loaded.search(queries, 6)
     for one, two in zip(memory.search(queries, 6), answers, strict=True):
         np.testing.assert_array_equal(one, two)
-    monkeypatch.setattr(hf_xmc.memory.knowledge_memory, "_MAX_COPY", 0)  # rows too many for a copy
-    monkeypatch.setattr(hf_xmc.memory.keys, "_KEYS_AT_ONCE", 16)
+    monkeypatch.setattr(hf_xmc.hub.memory_xmc, "MAX_COPY", 0)  # rows too many for a copy
+    monkeypatch.setattr(hf_xmc.hub.search_xmc, "ROWS_AT_ONCE", 16)
     for given in ({}, {"candidates": np.array([1, 4, 5])}):
         blocks = KnowledgeMemory.load(tmp_path, index).search(queries, 6, **given)
         np.testing.assert_array_equal(blocks[0], memory.search(queries, 6, **given)[0])

@@ -8,15 +8,9 @@ import numpy as np
 import pytest
 from reference.retriever import slow_calibration_error
 
+from hf_xmc.hub.answers_xmc import CONTEXT, Calibration, longest_prefix
 from hf_xmc.metrics.reliability import base_rates, expected_calibration_error, measure, reliability_bins
-from hf_xmc.retriever.calibration import (
-    CONTEXT,
-    Calibration,
-    FittedCalibration,
-    cross_fitted_report,
-    fit_calibration,
-    longest_prefix,
-)
+from hf_xmc.retriever.calibration import FittedCalibration, cross_fitted_report, fit_calibration
 
 
 def draw(num_queries: int, seed: int = 0, width: int = 20) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

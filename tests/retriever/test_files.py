@@ -18,7 +18,7 @@ from hf_xmc.encoders.static import static_embedding
 def save(folder: Path) -> Retriever:
     encoder = make_static_encoder()
     encoder.add_classifier(len(WORDS), None, residual=True)
-    retriever = Retriever.build(encoder, WORDS)
+    retriever = Retriever.build(encoder, WORDS, index="hnsw")
     retriever.save_pretrained(folder)
     return retriever
 
@@ -79,12 +79,16 @@ def test_damage_names_the_file_and_the_way_out(damage: Callable[[Path], object],
 def test_an_index_that_alone_is_missing_is_built_anew_with_a_warning(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    expected = save(tmp_path).predict(WORDS, 4)
-    (tmp_path / "index.faiss").unlink()
-    with caplog.at_level(logging.WARNING):
-        again = Retriever.from_pretrained(tmp_path, device="cpu")
-    assert "has no index.faiss; the index is built anew" in caplog.text
-    assert again.predict(WORDS, 4) == expected
+    expected = [[a["label_id"] for a in line] for line in save(tmp_path).predict(WORDS, 4)]
+    for name, kind in (("index.faiss", "hnsw"), ("index.json", "exact")):
+        (tmp_path / name).unlink()
+        caplog.clear()
+        with caplog.at_level(logging.WARNING):
+            again = Retriever.from_pretrained(tmp_path, device="cpu")
+        assert f"has no {name}; the index is built anew" in caplog.text
+        found = again.predict(WORDS, 4)
+        assert again.index.kind == kind
+        assert [[a["label_id"] for a in line] for line in found] == expected
 
 
 def test_a_folder_saved_over_keeps_nothing_of_the_retriever_before(tmp_path: Path) -> None:

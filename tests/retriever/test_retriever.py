@@ -1,10 +1,6 @@
 from __future__ import annotations
 
-import json
-import os
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +12,7 @@ from toys import WORDS, make_bert_encoder, make_static_encoder, make_words_data
 
 import hf_xmc
 from hf_xmc import Retriever
-from hf_xmc.memory.knowledge_memory import MemoryForm
+from hf_xmc.memory import MemoryForm
 
 TEXTS = ["cats and dogs", "the history of war", "", "mathematics of the sea " * 30, "😀 birds\x00 שלום"]
 
@@ -69,36 +65,6 @@ def test_saved_and_loaded_it_answers_the_same_through_every_door(retriever: Retr
     (tmp_path / "ordinary").mkdir()
     assert folder.stat().st_mode == (tmp_path / "ordinary").stat().st_mode
     assert not list(folder.rglob("*.bin")) and not list(folder.rglob("*.pkl"))
-
-
-CLEAN_PROCESS = """
-import json, sys
-if sys.argv[3] == "torch":
-    sys.modules["faiss"] = None
-from transformers import pipeline
-pipe = pipeline(model=sys.argv[1], trust_remote_code=True, device="cpu")
-answers = [pipe(json.loads(sys.argv[2]), top_k=4, batch_size=size) for size in (1, 32)]
-assert "hf_xmc" not in sys.modules and "sentence_transformers" not in sys.modules
-assert type(pipe).__name__ == "XMCRetrievalPipeline"
-print(json.dumps(answers))
-"""
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("engine", ["faiss", "torch"])
-@pytest.mark.parametrize("kind", ["static+classifier", "bert+classifier"])
-def test_a_clean_process_with_only_transformers_answers_the_same(kind: str, engine: str, tmp_path: Path) -> None:
-    retriever = make_retriever(kind, tmp_path)
-    retriever.save_pretrained(tmp_path / "repo")
-    texts = [text.replace("\x00", "") for text in TEXTS]  # a command line cannot carry NUL
-    env = os.environ | {"HF_HUB_OFFLINE": "1", "HF_MODULES_CACHE": str(tmp_path / "modules")}
-    done = subprocess.run(
-        [sys.executable, "-c", CLEAN_PROCESS, str(tmp_path / "repo"), json.dumps(texts), engine],
-        env=env, capture_output=True, text=True,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr[-3000:]
-    for answers in json.loads(done.stdout.splitlines()[-1]):
-        assert_same_answers(answers, retriever.predict(texts, top_k=4))
 
 
 def test_removed_labels_stay_removed_through_the_round_trip(tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ from toys import WORDS, make_bert_encoder
 
 from hf_xmc import Retriever
 from hf_xmc.hub.server_xmc import OnnxServer, OpenVinoServer
-from hf_xmc.serving.int8 import export_int8, quantise
+from hf_xmc.serving.int8 import export_int8, quantize
 from hf_xmc.serving.onnx import export_onnx
 
 TEXTS = [f"{a} {b}" for a in WORDS for b in WORDS[::4]]
@@ -25,7 +25,7 @@ def repo(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def vectors(server: OnnxServer | OpenVinoServer) -> np.ndarray:
-    return np.vstack([server.encode([text]) for text in TEXTS])
+    return np.vstack([server.encode([text])[0] for text in TEXTS])
 
 
 def rounded(weight: np.ndarray) -> np.ndarray:
@@ -74,7 +74,7 @@ def test_as_many_matrices_are_8_bits_as_keep_the_answers(repo: Path) -> None:
 def test_a_token_table_is_looked_up_in_8_bits(repo: Path) -> None:
     graph = onnx.load(repo / "onnx" / "model.onnx")
     (table,) = [each.name for each in graph.graph.initializer if list(each.dims) == [len(WORDS) + 2, 32]]
-    onnx.save(quantise(graph, [table]), repo / "onnx" / "table.onnx")
+    onnx.save(quantize(graph, [table]), repo / "onnx" / "table.onnx")
     for each in graph.graph.initializer:
         if each.name == table:
             each.CopyFrom(numpy_helper.from_array(rounded(numpy_helper.to_array(each)), table))

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from hf_xmc.encoders.classifier import LabelClassifier
-from hf_xmc.encoders.encoder import SearchForm, XMCEncoder
+from hf_xmc.encoders.encoder import XMCEncoder
 from hf_xmc.encoders.lora import add_lora, merge_lora
 from hf_xmc.encoders.pretrained import minilm_path, wordllama_embedding
 from hf_xmc.encoders.static import static_embedding
 
 __all__ = [
     "LabelClassifier",
-    "SearchForm",
     "XMCEncoder",
     "add_lora",
     "merge_lora",

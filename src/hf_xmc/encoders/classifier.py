@@ -2,11 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
 from sentence_transformers.base.modules.module import Module
 from torch import Tensor, nn
+
+# Both vectors of a text side by side, so that one pass of the host's ``encode`` returns both.
+JOINT_EMBEDDING = "joint_embedding"
+
+
+def hub_options(options: Mapping[str, Any]) -> dict[str, Any]:
+    """Those of a loader's keyword arguments that say where and how files are fetched."""
+    names = ("token", "cache_folder", "revision", "local_files_only")
+    return {name: options[name] for name in names if name in options}
 
 
 class LabelClassifier(Module):
@@ -15,7 +25,8 @@ class LabelClassifier(Module):
     For a batch of candidates, ``features["ids"]`` (C,) int64 label ids, it adds ``features["label_weight"]`` (C, D).
     With ``residual=True`` row l is ``g2(z_l) + eta_l``: the classifier head's vector of the label's own text plus a
     free row that starts at zero, so that a label nobody trained on still has a useful row. Without ids (queries) only
-    the dropout of ``classifier_embedding`` applies.
+    the dropout of ``classifier_embedding`` applies; outside of training they have a ``joint_embedding`` too,
+    ``[sentence_embedding ; classifier_embedding]``, where these are two vectors.
 
     The rows' gradient is sparse: a step touches C of L rows, and optimizer and network traffic follow
     (see :class:`~hf_xmc.training.RowSparseAdamW`). Where the encoder has no classifier head, ``sentence_embedding``
@@ -70,6 +81,7 @@ class LabelClassifier(Module):
         self.num_targets += len(rows)
 
     def forward(self, features: dict[str, Any], **kwargs: Any) -> dict[str, Any]:
+        """Add the rows of ``features["ids"]``, or drop entries of the query vectors; see the class."""
         head = features.get("classifier_embedding", features["sentence_embedding"])
         if "ids" in features:
             rows = self.rows(features["ids"])  # (C, D)
@@ -77,21 +89,29 @@ class LabelClassifier(Module):
                 rows = rows + head
             features["label_weight"] = nn.functional.dropout(rows, self.dropout, self.training)
         else:
+            if not self.training and "classifier_embedding" in features:
+                vector = features["sentence_embedding"]
+                features[JOINT_EMBEDDING] = torch.cat([vector, head.to(vector.dtype)], 1)
             features["classifier_embedding"] = nn.functional.dropout(head, self.dropout, self.training)
         return features
 
     def to(self, *args: Any, **kwargs: Any) -> LabelClassifier:
+        """Move the rows; a bare dtype leaves them theirs."""
         # A bare dtype comes from the host, which casts every later module to the first one's; the rows keep theirs.
         if len(args) == 1 and isinstance(args[0], torch.dtype) and not kwargs:
             return self
         return super().to(*args, **kwargs)
 
     def save(self, output_path: str, *args: Any, safe_serialization: bool = True, **kwargs: Any) -> None:
+        """Write settings and rows into a folder."""
         self.save_config(output_path)
         self.save_torch_weights(output_path, safe_serialization=safe_serialization)
 
     @classmethod
-    def load(cls, model_name_or_path: str, subfolder: str = "", **kwargs: Any) -> LabelClassifier:
-        hub = {k: kwargs[k] for k in ("token", "cache_folder", "revision", "local_files_only") if k in kwargs}
+    def load(  # type: ignore[override]
+        cls, model_name_or_path: str, subfolder: str = "", **kwargs: Any
+    ) -> LabelClassifier:
+        """Read what :meth:`save` wrote."""
+        hub = hub_options(kwargs)
         config = cls.load_config(model_name_or_path, subfolder=subfolder, **hub)
         return cls.load_torch_weights(model_name_or_path, subfolder=subfolder, model=cls(**config), **hub)

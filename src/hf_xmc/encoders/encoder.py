@@ -5,43 +5,25 @@ from __future__ import annotations
 import json
 from collections import OrderedDict
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
 from sentence_transformers import SentenceTransformer
-from sentence_transformers.base.modules import Dense, Normalize
+from sentence_transformers.base.modules import Dense, InputModule, Normalize
 from sentence_transformers.sentence_transformer.modules import Dropout, StaticEmbedding
 from sentence_transformers.util import load_file_path
 from torch import nn
 
-from hf_xmc.encoders.classifier import LabelClassifier
+from hf_xmc.encoders.classifier import JOINT_EMBEDDING, LabelClassifier, hub_options
 from hf_xmc.encoders.shared_static import SharedStaticEmbedding
+from hf_xmc.hub.repo_xmc import CONFIG_FILE, FORMAT_VERSION, SearchForm, check_version
 
-FORMAT_VERSION = 1
-CONFIG_FILE = "xmc_config.json"
 # What encode_halves reads itself where it does without encode, and the texts it then runs at once.
 _DIRECT_OPTIONS = {"prompt", "batch_size", "show_progress_bar"}
 _STATIC_TEXTS_AT_ONCE = 4096
-
-
-@dataclass(frozen=True)
-class SearchForm:
-    """How the two halves of a joint vector make one score: ``(1 - u) e_q . e_l + u c_q . w_l``.
-
-    Args:
-        classifier_weight: u in [0, 1]; 0.5 weighs both halves alike, as UniDEC publishes it.
-        normalize_classifier: Whether c_q and w_l are cut to unit length first, as UniDEC publishes it.
-    """
-
-    classifier_weight: float = 0.5
-    normalize_classifier: bool = True
-
-    def __post_init__(self) -> None:
-        if not 0 <= self.classifier_weight <= 1:
-            raise ValueError(f"classifier_weight must lie in [0, 1], got {self.classifier_weight}")
 
 
 class XMCEncoder(SentenceTransformer):
@@ -61,7 +43,7 @@ class XMCEncoder(SentenceTransformer):
     """
 
     # Read by the host when it loads checkpoints of the trainer; private there, see tests/test_encoder.py.
-    _module_classes = {
+    _module_classes: dict[str, type[LabelClassifier]] = {
         f"{LabelClassifier.__module__}.{LabelClassifier.__name__}": LabelClassifier,
         "hf_xmc.classifier.LabelClassifier": LabelClassifier,  # repos saved before 0.2
     }
@@ -105,11 +87,13 @@ class XMCEncoder(SentenceTransformer):
             dropout: Dropout probability of the heads and rows.
 
         Raises:
-            ValueError: if there is a classifier already.
+            ValueError: If there is a classifier already, or the encoder does not tell the width of its vectors.
         """
         if self.label_classifier is not None:
             raise ValueError("this encoder has a classifier already; build a new XMCEncoder to change its size")
         width = self.get_embedding_dimension()
+        if width is None:
+            raise ValueError("this encoder does not tell the width of its vectors, which the heads are made for")
         body = [(name, module) for name, module in self.named_children() if not isinstance(module, Normalize)]
         # g2 reads sentence_embedding before g1 overwrites it.
         heads: list[tuple[str, nn.Module]] = []
@@ -131,10 +115,10 @@ class XMCEncoder(SentenceTransformer):
         The vectors of texts stay the same; :class:`~hf_xmc.XMCTrainer` does it when it has trained. Returns whether
         anything was replaced.
         """
-        names = [name for name, module in self.named_children() if isinstance(module, SharedStaticEmbedding)]
-        for name in names:
-            self._modules[name] = self._modules[name].fold().train(self.training)
-        return bool(names)
+        shared = {name: module for name, module in self.named_children() if isinstance(module, SharedStaticEmbedding)}
+        for name, module in shared.items():
+            self._modules[name] = module.fold().train(self.training)
+        return bool(shared)
 
     # -- vectors for search -------------------------------------------------------------------------------------------
 
@@ -180,24 +164,11 @@ class XMCEncoder(SentenceTransformer):
 
     def join_queries(self, encoder_half: np.ndarray, classifier_half: np.ndarray | None) -> np.ndarray:
         """(N, De) and (N, Dc) -> (N, De + Dc), weighted by the search form."""
-        if classifier_half is None or self.shares_vector:
-            return encoder_half
-        weight = self.search_form.classifier_weight
-        return np.hstack([(1 - weight) * encoder_half, weight * self._cut(classifier_half)]).astype(np.float32)
+        return self.search_form.join_queries(encoder_half, None if self.shares_vector else classifier_half)
 
     def join_labels(self, encoder_half: np.ndarray, classifier_half: np.ndarray | None) -> np.ndarray:
         """(L, De) and (L, Dc) -> (L, De + Dc), or (L, D) where both halves of a query are one vector."""
-        if classifier_half is None:
-            return encoder_half
-        if self.shares_vector:  # e_q . ((1 - u) e_l + u w_l) is the same score with half the index
-            weight = self.search_form.classifier_weight
-            return ((1 - weight) * encoder_half + weight * self._cut(classifier_half)).astype(np.float32)
-        return np.hstack([encoder_half, self._cut(classifier_half)]).astype(np.float32)
-
-    def _cut(self, vectors: np.ndarray) -> np.ndarray:
-        if not self.search_form.normalize_classifier:
-            return vectors
-        return vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-12)
+        return self.search_form.join_labels(encoder_half, classifier_half, self.shares_vector)
 
     def encode_halves(self, texts: Sequence[str], **encode: Any) -> tuple[np.ndarray, np.ndarray | None]:
         """``sentence_embedding`` (N, De) and, with a classifier, ``classifier_embedding`` (N, Dc), float32.
@@ -210,16 +181,14 @@ class XMCEncoder(SentenceTransformer):
         place: dict[str, int] = {}
         inverse = np.array([place.setdefault(text, len(place)) for text in texts], dtype=np.int64)
         unique = list(place)
-        if self.label_classifier is None or self.shares_vector:
+        classifier = self.label_classifier
+        if classifier is None or self.shares_vector:
             vectors = np.asarray(self.encode(unique, **encode), dtype=np.float32)[inverse]
-            return vectors, None if self.label_classifier is None else vectors
-        tail = _JoinHalves()
-        self.add_module("join_halves", tail)
-        try:
-            both = np.asarray(self.encode(unique, **encode), dtype=np.float32)[inverse]
-        finally:
-            del self._modules["join_halves"]
-        return np.ascontiguousarray(both[:, : tail.split]), np.ascontiguousarray(both[:, tail.split :])
+            return vectors, None if classifier is None else vectors
+        both = self.encode(unique, output_value=JOINT_EMBEDDING, **encode)  # type: ignore[call-overload]
+        joint = torch.stack(both).float().cpu().numpy()[inverse]
+        split = joint.shape[1] - classifier.dimension
+        return np.ascontiguousarray(joint[:, :split]), np.ascontiguousarray(joint[:, split:])
 
     def _can_skip_encode(self, encode: dict[str, Any]) -> bool:
         plain = self.truncate_dim is None and self.default_prompt_name is None
@@ -229,9 +198,9 @@ class XMCEncoder(SentenceTransformer):
     def _static_halves(self, texts: list[str], prompt: str | None) -> tuple[np.ndarray, np.ndarray | None]:
         if self.training:
             self.eval()
-        outs = []
+        outs, table = [], cast(InputModule, self[0])
         for start in range(0, len(texts), _STATIC_TEXTS_AT_ONCE):
-            features = self[0].preprocess(texts[start : start + _STATIC_TEXTS_AT_ONCE], prompt=prompt)
+            features = table.preprocess(texts[start : start + _STATIC_TEXTS_AT_ONCE], prompt=prompt)
             outs.append(self({key: value.to(self.device) for key, value in features.items()}))
         vectors = _column(outs, "sentence_embedding")
         if self.label_classifier is None or self.shares_vector:
@@ -241,6 +210,7 @@ class XMCEncoder(SentenceTransformer):
     # -- saving and loading -------------------------------------------------------------------------------------------
 
     def save(self, path: str, *args: Any, **kwargs: Any) -> None:
+        """Write the folder, our own module listed apart from those that the host may load."""
         super().save(path, *args, **kwargs)
         own = XMCEncoder._module_classes
         modules_file = Path(path) / "modules.json"
@@ -259,12 +229,14 @@ class XMCEncoder(SentenceTransformer):
 
     def _parse_model_config(self, model_config: dict[str, Any]) -> None:
         super()._parse_model_config(model_config)
-        self._announced = model_config.get("xmc", {})
+        self._announced: dict[str, Any] = model_config.get("xmc", {})
 
-    def _load_config_modules(self, model_name_or_path: str, **kwargs: Any) -> tuple[Any, dict[str, Any]]:
-        self._announced: dict[str, Any] = {}
+    def _load_config_modules(  # type: ignore[override]
+        self, model_name_or_path: str, **kwargs: Any
+    ) -> tuple[Any, dict[str, Any]]:
+        self._announced = {}
         modules, module_kwargs = super()._load_config_modules(model_name_or_path, **kwargs)
-        hub = {k: kwargs.get(k) for k in ("token", "cache_folder", "revision", "local_files_only")}
+        hub = hub_options(kwargs)
         file = load_file_path(model_name_or_path, CONFIG_FILE, **hub)
         if file is None:
             if self._announced.get("classifier"):
@@ -274,7 +246,7 @@ class XMCEncoder(SentenceTransformer):
                 )
             return modules, module_kwargs
         config = json.loads(Path(file).read_text(encoding="utf8"))
-        check_format_version(config, file)
+        check_version(config.get("format_version"), file)
         self.search_form = SearchForm(**config.get("search", {}))
         for row in config["modules"]:
             module_class = XMCEncoder._module_classes[row["type"]]
@@ -282,38 +254,5 @@ class XMCEncoder(SentenceTransformer):
         return modules, module_kwargs
 
 
-class _JoinHalves(nn.Module):
-    """Lets one ``encode`` pass return both vectors of a text."""
-
-    split: int = 0
-
-    def forward(self, features: dict[str, Any], **kwargs: Any) -> dict[str, Any]:
-        self.split = features["sentence_embedding"].size(1)
-        features["sentence_embedding"] = torch.cat(
-            [
-                features["sentence_embedding"],
-                features["classifier_embedding"].to(features["sentence_embedding"].dtype),
-            ],
-            1,
-        )
-        return features
-
-
 def _column(outs: list[dict[str, torch.Tensor]], key: str) -> np.ndarray:
     return torch.cat([out[key] for out in outs]).float().cpu().numpy()
-
-
-def check_format_version(config: dict[str, Any], source: str | Path) -> None:
-    """Refuse files of a format newer than this package writes.
-
-    Raises:
-        ValueError: naming the file, both versions and the way out.
-    """
-    version = config.get("format_version")
-    if not isinstance(version, int) or version < 1:
-        raise ValueError(f"{source}: format_version must be a positive integer, got {version!r}")
-    if version > FORMAT_VERSION:
-        raise ValueError(
-            f"{source}: format_version {version} is newer than {FORMAT_VERSION}, which this hf_xmc reads; "
-            "upgrade it: pip install -U hf_xmc"
-        )

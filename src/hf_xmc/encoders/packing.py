@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from itertools import groupby
-from typing import Any
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -82,7 +82,7 @@ def pack(model: nn.Module, feature: dict[str, Any]) -> tuple[dict[str, Any], Ten
     Returns:
         The column with its texts by ascending length, and (n,) int64, where each text of ``feature`` is in it.
     """
-    transformer = model[0].model
+    transformer = cast(Transformer, next(model.children())).model
     config = transformer.config
     if config._attn_implementation != ATTENTION:
         transformer.set_attn_implementation(ATTENTION)
@@ -127,11 +127,14 @@ def attention_within_texts(
 
     Args:
         module: The attention layer.
-        query, key, value: (1, H, tokens, d) with ``cu_seq_lens_q``, else (n, H, T, d).
+        query: (1, H, tokens, d) with ``cu_seq_lens_q``, else (n, H, T, d), and
+        key: likewise, and
+        value: likewise.
         attention_mask: For padded texts.
         dropout: Probability that a weight is dropped.
         scaling: Factor of the scores; None for ``d ** -0.5``.
         cu_seq_lens_q: (n + 1,) int32, where texts begin and end; the texts in order of length.
+        kwargs: What the host hands to its own attention.
 
     Returns:
         (1, tokens, H, d), or (n, T, H, d), and None for the weights.
@@ -140,9 +143,9 @@ def attention_within_texts(
         return sdpa_attention_forward(
             module, query, key, value, attention_mask, dropout=dropout, scaling=scaling, **kwargs
         )
-    flat = [x.transpose(1, 2)[0] for x in (query, key, value)]  # (tokens, H, d)
+    q, k, v = (x.transpose(1, 2)[0] for x in (query, key, value))  # (tokens, H, d)
     within = _in_runs if query.device.type == "cpu" else _padded
-    return within(*flat, cu_seq_lens_q, dropout_p=dropout, scale=scaling).unsqueeze(0), None
+    return within(q, k, v, cu_seq_lens_q, dropout_p=dropout, scale=scaling).unsqueeze(0), None
 
 
 def _in_runs(q: Tensor, k: Tensor, v: Tensor, ends: Tensor, **kwargs: Any) -> Tensor:
@@ -163,11 +166,11 @@ def _padded(q: Tensor, k: Tensor, v: Tensor, ends: Tensor, **kwargs: Any) -> Ten
     text = torch.repeat_interleave(torch.arange(count, device=q.device), lengths, output_size=len(q))
     place = text * length + torch.arange(len(q), device=q.device) - ends[text]
     mask = torch.arange(length, device=q.device) < lengths[:, None]  # (count, length)
-    qkv = (
+    q, k, v = (
         x.new_zeros(count * length, *x.shape[1:]).index_copy(0, place, x).unflatten(0, (count, length)).transpose(1, 2)
         for x in (q, k, v)
     )
-    out = F.scaled_dot_product_attention(*qkv, attn_mask=mask[:, None, None], **kwargs)  # (count, H, length, d)
+    out = F.scaled_dot_product_attention(q, k, v, mask[:, None, None], **kwargs)  # (count, H, length, d)
     return out.transpose(1, 2).flatten(0, 1)[place]
 
 

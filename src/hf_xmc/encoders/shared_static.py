@@ -10,6 +10,7 @@ from sentence_transformers.sentence_transformer.modules import StaticEmbedding
 from tokenizers import Tokenizer
 from torch import nn
 
+from hf_xmc.encoders.classifier import hub_options
 from hf_xmc.encoders.tokens import places_within
 
 
@@ -22,13 +23,14 @@ class SumOfRows(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, weight: torch.Tensor, ids: torch.Tensor, offsets: torch.Tensor) -> torch.Tensor:
-        """weight (U, D), ids (T,), offsets (n,) -> (n, D)."""
+        """Weight (U, D), ids (T,), offsets (n,) -> (n, D)."""
         ctx.save_for_backward(ids, offsets)
         ctx.shape = weight.shape
         return F.embedding_bag(ids, weight, offsets, mode="sum")
 
     @staticmethod
     def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor, None, None]:
+        """Of (n, D) the sparse gradient of the weight, each row once."""
         ids, offsets = ctx.saved_tensors
         lengths = torch.cat([offsets[1:], offsets.new_tensor([len(ids)])]) - offsets
         bag = torch.repeat_interleave(torch.arange(len(offsets), device=ids.device), lengths)  # (T,)
@@ -46,6 +48,7 @@ class TableOfRows(nn.EmbeddingBag):
     """An EmbeddingBag of sums that is updated row by row where ``sparse`` is set."""
 
     def forward(self, ids: torch.Tensor, offsets: torch.Tensor) -> torch.Tensor:  # type: ignore[override]
+        """Sums (n, D) of the rows ``ids`` (T,) of each text, which begin at ``offsets`` (n,)."""
         if self.sparse:
             return SumOfRows.apply(self.weight, ids, offsets)
         return super().forward(ids, offsets)
@@ -79,7 +82,10 @@ class SharedStaticEmbedding(StaticEmbedding):
         worth = torch.cat([2 - own_rows, indptr.new_zeros(len(embedding_weights) - len(own_rows))])
         self.register_buffer("worth", worth, persistent=False)
 
-    def preprocess(self, inputs: list[str], prompt: str | None = None, **kwargs: Any) -> dict[str, torch.Tensor]:
+    def preprocess(  # type: ignore[override]
+        self, inputs: list[str], prompt: str | None = None, **kwargs: Any
+    ) -> dict[str, torch.Tensor]:
+        """Texts -> the rows that their tokens are made of, flat."""
         tokens = super().preprocess(inputs, prompt, **kwargs)
         ids, indptr = tokens["input_ids"], self.indptr.cpu()
         counts = indptr[ids + 1] - indptr[ids]  # (T,)
@@ -88,6 +94,7 @@ class SharedStaticEmbedding(StaticEmbedding):
         return {"input_ids": spread, "offsets": starts}
 
     def forward(self, features: dict[str, torch.Tensor], **kwargs: Any) -> dict[str, torch.Tensor]:
+        """Add ``sentence_embedding`` (n, D), the mean over the tokens of a text."""
         ids, offsets = features["input_ids"], features["offsets"]
         worth_before = torch.cat([offsets.new_zeros(1), self.worth[ids].cumsum(0)])
         stops = torch.cat([offsets[1:], offsets.new_tensor([len(ids)])])
@@ -102,8 +109,13 @@ class SharedStaticEmbedding(StaticEmbedding):
         return StaticEmbedding(self.tokenizer, embedding_weights=table)
 
     @classmethod
-    def load(cls, model_name_or_path: str, subfolder: str = "", **kwargs: Any) -> SharedStaticEmbedding:
-        hub = {key: kwargs.get(key) for key in ("token", "cache_folder", "revision", "local_files_only")}
+    def load(  # type: ignore[override]
+        cls, model_name_or_path: str, subfolder: str = "", **kwargs: Any
+    ) -> SharedStaticEmbedding:
+        """Read what the trainer's checkpoint wrote."""
+        hub = hub_options(kwargs)
         file = cls.load_file_path(model_name_or_path, filename="tokenizer.json", subfolder=subfolder, **hub)
         weights = cls.load_torch_weights(model_name_or_path=model_name_or_path, subfolder=subfolder, **hub)
+        if file is None:
+            raise ValueError(f"{model_name_or_path} has no tokenizer.json; save the checkpoint again")
         return cls(Tokenizer.from_file(file), weights["embedding.weight"], weights["indptr"], weights["parts"])

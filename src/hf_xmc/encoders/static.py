@@ -90,7 +90,7 @@ def static_embedding(
     first_piece = len(vocabulary)
     of_word = {name: [first_piece + row for row in ids] for name, ids in zip(names, pieces, strict=True)}
     own_row = {name: 1 + row for row, name in enumerate(names)}
-    shared = [[]] + [of_word[name] for name in names]
+    shared: list[list[int]] = [[]] + [of_word[name] for name in names]
     shared += [[own_row[a], *of_word[a], own_row[b], *of_word[b]] for a, b in kept]
     shared += [[first_piece + row] for _, row in fallback]
     parts = [[token, *rows] for token, rows in enumerate(shared)]

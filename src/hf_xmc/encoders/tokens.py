@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import torch
 from torch import Tensor
 from tqdm.auto import tqdm
@@ -35,7 +36,7 @@ class TokenizedTexts:
     def __init__(
         self,
         preprocess: Callable[..., dict[str, Any]],
-        texts: Sequence[str],
+        texts: Sequence[str] | pa.Array,
         *,
         prompt: str | None = None,
         task: str = "document",
@@ -51,7 +52,7 @@ class TokenizedTexts:
         with tqdm(total=len(texts), **show) as progress:
             for start in range(0, len(texts), _TEXTS_AT_ONCE):
                 part = texts[start : start + _TEXTS_AT_ONCE]
-                part = list(part) if isinstance(part, list | tuple) else part.to_pylist()
+                part = part.to_pylist() if isinstance(part, pa.Array | pa.ChunkedArray) else list(part)
                 found = preprocess(part, prompt=prompt or None, task=task)
                 unknown = {key for key, value in found.items() if isinstance(value, Tensor)} - _KNOWN_COLUMNS
                 if unknown:
@@ -91,7 +92,7 @@ class TokenizedTexts:
         row = torch.repeat_interleave(torch.arange(len(rows)), lengths)
         place = places_within(lengths)
         flat = self.tokens[self.starts[rows][row] + place]
-        if dropout:
+        if dropout and rng is not None:
             kept = torch.from_numpy(rng.random(len(flat), dtype=np.float32) >= dropout)
             kept |= torch.isin(flat, self.special_ids)
             some_left = torch.zeros(len(rows), dtype=torch.bool).index_put_((row[kept],), torch.tensor(True))

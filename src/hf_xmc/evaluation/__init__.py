@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from hf_xmc.evaluation.evaluator import XMCEvaluator, fit_search_form
+from hf_xmc.evaluation.evaluator import XMCEvaluator
 from hf_xmc.evaluation.row_lengths import RowLengths, fit_row_lengths, lengthen_rows
+from hf_xmc.evaluation.search_form import fit_search_form
 
 __all__ = [
     "RowLengths",

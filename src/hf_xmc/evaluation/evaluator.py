@@ -13,11 +13,11 @@ from sentence_transformers import SentenceTransformer
 from sentence_transformers.base.evaluation import BaseEvaluator
 
 from hf_xmc.data.dataset import XMCDataset
-from hf_xmc.encoders.encoder import SearchForm, XMCEncoder
+from hf_xmc.encoders.encoder import XMCEncoder
 from hf_xmc.index.label_index import LabelIndex
 from hf_xmc.metrics.bootstrap import Interval, bootstrap_differences, bootstrap_intervals
 from hf_xmc.metrics.frequency import frequency_bins
-from hf_xmc.metrics.functional import drop_pairs, inverse_propensities, label_counts, xmc_metrics
+from hf_xmc.metrics.functional import inverse_propensities, label_counts, xmc_metrics
 from hf_xmc.metrics.plots import plot_head_to_tail
 
 CUTS = (1, 3, 5)
@@ -51,15 +51,17 @@ class XMCEvaluator(BaseEvaluator):
         self.train_counts = label_counts(train)
         self.inverse_propensities = inverse_propensities(train, data.propensity.a, data.propensity.b)
 
-    def __call__(
+    def __call__(  # type: ignore[override]
         self, model: SentenceTransformer, output_path: str | None = None, epoch: float = -1, steps: int = -1
     ) -> dict[str, float]:
+        """Judge a model; with ``output_path`` a line is added to ``xmc_evaluation.jsonl`` there."""
         ids, _ = self.predict(model)
         metrics = self.prefix_name_to_metrics(self.metrics(ids), self.name)
         self.store_metrics_in_model_card_data(model, metrics, int(epoch), steps)
         if output_path is not None:
             record = {"epoch": epoch, "steps": steps} | metrics
-            with open(Path(output_path) / f"xmc_evaluation{'_' * bool(self.name)}{self.name}.jsonl", "a") as file:
+            name = "_".join(filter(None, ["xmc_evaluation", self.name]))
+            with open(Path(output_path) / f"{name}.jsonl", "a") as file:
                 file.write(json.dumps(record) + "\n")
         return metrics
 
@@ -71,15 +73,14 @@ class XMCEvaluator(BaseEvaluator):
             vectors = model.label_vectors(labels, **encode)
             queries = model.query_vectors(texts, **encode)
         else:
-            vectors = model.encode(labels, normalize_embeddings=True, **encode)
-            queries = model.encode(texts, normalize_embeddings=True, **encode)
+            vectors, queries = (_plain_vectors(model, each, **encode) for each in (labels, texts))
         return self.search(queries, vectors, top_k)
 
     def search(
         self, queries: np.ndarray, labels: np.ndarray, top_k: int = max(RECALL_CUTS)
     ) -> tuple[np.ndarray, np.ndarray]:
         """The ranking of :meth:`predict` from vectors: queries (N, D) of the ``test`` rows, labels (L, D), float32."""
-        return search_filtered(LabelIndex.exact(labels), queries, top_k, self.data.filters["test"])
+        return LabelIndex.exact(labels).search(queries, top_k, filters=self.data.filters["test"])
 
     def metrics(self, ids: np.ndarray) -> dict[str, float]:
         """ids: (N, K) int64, a ranking of the ``test`` rows. Returns the metrics, values in [0, 1]."""
@@ -113,6 +114,7 @@ class XMCEvaluator(BaseEvaluator):
         return plot_head_to_tail(bins, path, k=k)
 
     def get_config_dict(self) -> dict[str, Any]:
+        """What the model card says of the metrics."""
         propensity = self.data.propensity
         return {
             "dataset": self.data.name,
@@ -122,54 +124,6 @@ class XMCEvaluator(BaseEvaluator):
         }
 
 
-def fit_search_form(
-    encoder: XMCEncoder, evaluator: XMCEvaluator, metric: str = "precision@1", steps: int = 10
-) -> tuple[SearchForm, dict[SearchForm, dict[str, float]]]:
-    """The search form that does best on the evaluator's data, each half alone among the candidates.
-
-    Args:
-        encoder: With a classifier; its search form is set to the best.
-        evaluator: Of a held-out split, never of the test split.
-        metric: The metric to maximise.
-        steps: The weight u is tried at ``0, 1 / steps, ..., 1``, with normalised rows and without.
-
-    Returns:
-        The best form and the metrics of every form tried.
-
-    Raises:
-        ValueError: if the encoder has no classifier.
-    """
-    if encoder.label_classifier is None:
-        raise ValueError("there is nothing to fit: the encoder has no classifier")
-    encode = {"batch_size": evaluator.batch_size, "show_progress_bar": evaluator.show_progress_bar}
-    labels = encoder.label_halves(evaluator.data.labels["text"][:], **encode)
-    queries = encoder.encode_halves(evaluator.data.test["text"][:], **encode)
-    tried: dict[SearchForm, dict[str, float]] = {}
-    for normalize in (True, False):
-        for step in range(steps + 1):
-            encoder.search_form = SearchForm(step / steps, normalize)
-            ids, _ = evaluator.search(encoder.join_queries(*queries), encoder.join_labels(*labels))
-            tried[encoder.search_form] = evaluator.metrics(ids)
-    encoder.search_form = max(tried, key=lambda form: tried[form][metric])
-    return encoder.search_form, tried
-
-
-def search_filtered(
-    index: LabelIndex, queries: np.ndarray, top_k: int, pairs: np.ndarray
-) -> tuple[np.ndarray, np.ndarray]:
-    """Search deep enough that ``top_k`` places remain after dropping.
-
-    Args:
-        index: The labels.
-        queries: (N, D) float32.
-        top_k: Places of a row.
-        pairs: (n, 2) int64, (row, label id) to drop.
-
-    Returns:
-        ids (N, top_k) int64 and scores (N, top_k) float32.
-    """
-    most = int(np.bincount(pairs[:, 0]).max()) if len(pairs) else 0
-    ids, scores = index.search(queries, top_k + most)
-    if most:
-        ids, scores = drop_pairs(ids, scores, pairs)
-    return ids[:, :top_k], scores[:, :top_k]
+def _plain_vectors(model: SentenceTransformer, texts: list[str], **encode: Any) -> np.ndarray:
+    """(N, D) of unit length, from a model that is not ours."""
+    return np.asarray(model.encode(texts, normalize_embeddings=True, **encode))

@@ -19,6 +19,7 @@ import numpy as np
 import torch
 
 from hf_xmc.data.dataset import XMCDataset
+from hf_xmc.encoders.classifier import LabelClassifier
 from hf_xmc.encoders.encoder import XMCEncoder
 from hf_xmc.evaluation.evaluator import XMCEvaluator
 from hf_xmc.metrics.functional import label_counts, xmc_metrics
@@ -53,8 +54,9 @@ class RowLengths:
         return np.where(own, self.own_share * frequency**self.own_power, frequency**self.power).astype(np.float32)
 
     def __str__(self) -> str:
-        own = f"; labels that are training rows: power {self.own_power}, times {self.own_share}"
-        return f"power {self.power}{own * ((self.own_share, self.own_power) != (1.0, self.power))}"
+        if (self.own_share, self.own_power) == (1.0, self.power):
+            return f"power {self.power}"
+        return f"power {self.power}; labels that are training rows: power {self.own_power}, times {self.own_share}"
 
 
 def are_training_rows(data: XMCDataset) -> np.ndarray:
@@ -73,8 +75,7 @@ def lengthen_rows(encoder: XMCEncoder, data: XMCDataset, lengths: RowLengths) ->
     """
     if lengths == RowLengths():
         return
-    _, rows = _halves(encoder, data)
-    classifier = encoder.label_classifier
+    _, rows, classifier = _halves(encoder, data)
     free = classifier.rows.weight.detach().float().cpu().numpy()
     factors = lengths.factors(label_counts(data.to_csr("train")), are_training_rows(data))[:, None]
     classifier.initialize(torch.from_numpy(free + (factors - 1) * rows))
@@ -98,7 +99,7 @@ def fit_row_lengths(encoder: XMCEncoder, evaluator: XMCEvaluator) -> tuple[RowLe
         ValueError: if the encoder has no classifier, or one for other labels.
     """
     data, counts = evaluator.data, evaluator.train_counts
-    text, rows = _halves(encoder, data)
+    text, rows, _ = _halves(encoder, data)
     queries = encoder.query_vectors(data.test["text"][:])
     own = are_training_rows(data)
     lengths = RowLengths()
@@ -137,8 +138,9 @@ def _products(queries: np.ndarray, labels: np.ndarray, ids: np.ndarray) -> np.nd
     return found
 
 
-def _halves(encoder: XMCEncoder, data: XMCDataset) -> tuple[np.ndarray, np.ndarray]:
-    """Label vectors (L, De) and whole rows (L, Dc)."""
-    if encoder.label_classifier is None:
+def _halves(encoder: XMCEncoder, data: XMCDataset) -> tuple[np.ndarray, np.ndarray, LabelClassifier]:
+    """Label vectors (L, De), whole rows (L, Dc) and what holds their free part."""
+    text, rows = encoder.label_halves(data.labels["text"][:])
+    if encoder.label_classifier is None or rows is None:
         raise ValueError("there are no rows to lengthen: the encoder has no classifier")
-    return encoder.label_halves(data.labels["text"][:])
+    return text, rows, encoder.label_classifier

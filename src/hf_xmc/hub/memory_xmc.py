@@ -1,4 +1,4 @@
-"""Training rows of a published repo that vote for their labels, and the evidence of it, with numpy alone.
+"""Training rows that vote for their labels beside the label texts (RAE-XMC), and why, with numpy alone.
 
 This file travels inside every published repo.
 """
@@ -6,203 +6,331 @@ This file travels inside every published repo.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
-from dataclasses import dataclass
-from functools import cached_property
-from typing import Any
+from pathlib import Path, PurePosixPath
+from typing import NamedTuple
 
 import numpy as np
-from safetensors import safe_open
 
-# Keys decoded at once, and the bytes up to which a float32 copy of all is kept.
-_KEYS_AT_ONCE, _MAX_COPY = 1 << 14, 1 << 29
-# Scores of a search in that copy held at once.
-_SCORES_AT_ONCE = 1 << 24
+from .filters_xmc import contains
+from .repo_xmc import INDEX_FILE, Files, check_version, map_tensors, read_index, required
+from .search_xmc import StoredRows, VectorIndex, missing
+from .votes_xmc import (
+    Evidence,
+    Found,
+    MemoryForm,
+    Votes,
+    collect_evidence,
+    fill_places,
+    join_evidence,
+    weigh,
+    write_best,
+)
+
+# Queries whose votes are held at once.
+VOTERS_AT_ONCE = 1 << 12
+# Bytes up to which rows kept in 16 or 8 bits are searched in a float32 copy; beyond, block by block from the file.
+MAX_COPY = 1 << 29
 
 
-@dataclass(frozen=True)
-class Vote:
-    """The labels of one query, and all votes behind them."""
+class MemoryParts(NamedTuple):
+    """What is stored: everything but the label vectors."""
 
-    ids: np.ndarray  # (k,) int64, best first
-    scores: np.ndarray  # (k,) float32
-    voter: np.ndarray  # (v,) place in the rows found, -1 for the label's own text
-    label: np.ndarray  # (v,) int64
-    value: np.ndarray  # (v,) float64
-    row_ids: np.ndarray  # (b,) int64, the rows found
-    row_scores: np.ndarray  # (b,) float32
+    keys: StoredRows  # (N, D)
+    indptr: np.ndarray  # (N + 1,) integers
+    indices: np.ndarray  # (nnz,) integers, the labels of row n: indices[indptr[n] : indptr[n + 1]], none twice
+    votes: np.ndarray  # (nnz,) float32 above 0
+    num_labels: int
+    form: MemoryForm
 
 
 class Memory:
-    """Training rows that vote for their labels beside the label texts (RAE-XMC, arXiv 2502.10615)."""
+    """Predicts labels by the votes of the nearest training rows and label texts (RAE-XMC, arXiv 2502.10615).
 
-    def __init__(self, path: str, texts: Callable[[], list[str]], labels: Any) -> None:
-        self._texts = texts
-        self.labels = labels
-        self.file = safe_open(path, "numpy")
-        metadata = self.file.metadata()
-        self.form = json.loads(metadata["form"])
-        names = self.file.keys()
-        self.keys = self.file.get_slice("keys")  # (N, D), read block by block
-        self.scales = self.file.get_tensor("key_scales") if "key_scales" in names else None  # (N,)
-        self.indptr, self.indices = self.file.get_tensor("indptr"), self.file.get_tensor("indices")
-        self.votes = self.file.get_tensor("votes") if "votes" in names else np.ones(len(self.indices), np.float32)
-        self.lambdas = self._lambdas(np.bincount(self.indices, minlength=len(labels.labels)))  # (L,)
+        p = softmax over the top-b keys of (scale q K^T), times V,   K = [rows; labels], V = [lambda Y; (1 - lambda) I]
 
-    @cached_property
-    def _owner(self) -> np.ndarray:
-        """(nnz,) the row of each stored label."""
-        return np.repeat(np.arange(len(self.indptr) - 1), np.diff(self.indptr))
+    One joint search: rows and labels compete for the same b places and share one softmax, equal scores by ascending
+    key, rows before labels. p need not sum to 1. With row_weight 0 the rows, with 1 the labels are zero-valued keys
+    and leave the search, so 0 ranks as ``labels.search`` does and 1 is the vote of the nearest rows. Rows without
+    labels are never searched. Votes are the truth's values; dividing them by the number of labels of a row measured
+    worse, and two searches with a softmax each no better and more sensitive to lambda.
 
-    @cached_property
-    def texts(self) -> list[str]:
-        """The training rows' own texts, read when evidence is first shown."""
-        texts = self._texts()
-        if len(texts) != len(self.indptr) - 1:
+    Labels without a vote follow those that have one, in the order of their label score s = q . label, and score
+
+        p(l) = m / 2 exp(scale (s(l) - s*)),   m = the least vote of the query's labels (1 without any),
+                                               s* = the largest label score without a vote
+
+    so that scores descend, and stay above 0 but for what float32 rounds to it.
+
+    Args:
+        parts: The training rows, their labels and how they vote.
+        labels: Searches the L label vectors; a label that it adds or removes is added or removed here too.
+        rows: Searches the keys of the rows, those without a label not alive; None to look at every one.
+
+    Raises:
+        ValueError: For vectors of another width than the labels', or more labels.
+    """
+
+    def __init__(self, parts: MemoryParts, labels: VectorIndex, rows: VectorIndex | None = None) -> None:
+        if parts.keys.shape[1] != labels.vectors.shape[1]:
             raise ValueError(
-                f"memory/texts.json has {len(texts)} texts, the memory {len(self.indptr) - 1} rows; "
-                "the repo is damaged, fetch or save it again"
+                f"rows have width {parts.keys.shape[1]}, labels {labels.vectors.shape[1]}; use one encoder"
             )
-        return texts
+        if parts.num_labels > len(labels):
+            raise ValueError(f"rows vote for {parts.num_labels} labels, expected at most {len(labels)}")
+        self.keys, self.indptr, self.indices, self.votes, self.num_labels, self.form = parts
+        self.labels = labels
+        self._rows = rows
+        self._counts = np.bincount(self.indices, minlength=1)  # training rows of each label
+        self._kept_lambdas: tuple[tuple[MemoryForm, int], np.ndarray] | None = None
 
-    def _lambdas(self, counts: np.ndarray) -> np.ndarray:
-        weight, power = self.form["row_weight"], self.form["frequency_power"]
-        if weight in (0, 1) or not power:
-            return np.full(len(counts), float(weight))
-        logits = np.log(weight / (1 - weight)) + power * np.log((counts + 1) / 2)
-        return 1 / (1 + np.exp(-np.clip(logits, -700, 700)))
+    @property
+    def rows(self) -> VectorIndex:
+        """What searches the training rows, made by the first search."""
+        if self._rows is None:
+            self._rows = self._index_rows(np.diff(self.indptr) > 0)
+        return self._rows
 
-    def vote(self, queries: np.ndarray, top_k: int, candidates: np.ndarray | None = None) -> list[Vote]:
-        """For each query at most ``top_k`` labels, those of the most votes, then those of the largest label score;
-        ``candidates``, ids of the only labels to vote for, take all other labels and the rows without any of these out
-        of the search."""
-        allowed = self.labels.alive.copy()
-        silent = np.diff(self.indptr) == 0  # (N,)
-        if candidates is not None:
-            allowed[:] = False
-            allowed[candidates] = True
-            silent = np.bincount(self._owner[allowed[self.indices]], minlength=len(silent)) == 0
-        num_keys, batch = self.form["num_keys"], len(queries)
-        none = np.zeros((batch, 0), np.int64), np.zeros((batch, 0), np.float32)
-        row_ids, row_scores = self._nearest(queries, num_keys, silent) if self.form["row_weight"] > 0 else none
-        label_ids, label_scores = self.labels.search(queries, max(num_keys, top_k), candidates)
-        return [
-            self._vote(*parts, top_k, allowed)
-            for parts in zip(row_ids, row_scores, label_ids, label_scores, strict=True)
-        ]
+    def _index_rows(self, alive: np.ndarray) -> VectorIndex:
+        small = self.keys.stored.dtype == np.float32 or 4 * self.keys.stored.size <= MAX_COPY
+        return VectorIndex(self.keys[:] if small else self.keys, alive)
 
-    def _vote(
+    def __len__(self) -> int:
+        """Number of training rows."""
+        return len(self.keys)
+
+    def search(
         self,
-        row_ids: np.ndarray,
-        row_scores: np.ndarray,
-        label_ids: np.ndarray,
-        label_scores: np.ndarray,
+        queries: np.ndarray,
         top_k: int,
-        allowed: np.ndarray,
-    ) -> Vote:
-        keys = label_scores[: self.form["num_keys"] if self.form["row_weight"] < 1 else 0]
-        scores = np.concatenate([row_scores, keys]).astype(np.float64)  # rows win ties
-        order = np.argsort(-scores, kind="stable")[: self.form["num_keys"]]
-        order = order[scores[order] > -np.inf]
-        weights = np.zeros(len(scores))
-        if len(order):
-            parts = np.exp(self.form["scale"] * (scores[order] - scores[order[0]]))
-            weights[order] = parts / parts.sum()
-        row_weights, label_weights = weights[: len(row_ids)], weights[len(row_ids) :]
-        voters, texts = np.flatnonzero(row_weights), np.flatnonzero(label_weights)
-        rows = row_ids[voters]
-        sizes = self.indptr[rows + 1] - self.indptr[rows]
-        within = np.arange(sizes.sum()) - np.repeat(np.cumsum(sizes) - sizes, sizes)
-        at = np.repeat(self.indptr[rows], sizes) + within
-        voter = np.concatenate([np.repeat(voters, sizes), np.full(len(texts), -1)])  # -1: the label's own text
-        label = np.concatenate([self.indices[at].astype(np.int64), label_ids[texts]])
-        value = np.concatenate(
+        *,
+        own_rows: np.ndarray | None = None,
+        filters: np.ndarray | None = None,
+        candidates: np.ndarray | None = None,
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """The ``top_k`` labels of the most votes, then those of the largest label score.
+
+        Args:
+            queries: (N, D) float32, as for ``VectorIndex.search``.
+            top_k: At least 1. Places beyond the number of labels are missing.
+            own_rows: (N,) integers: the row of the memory that each query is, or -1; it does not vote.
+            filters: (n, 2) int64, (query, label id) never predicted; the label leaves the keys before the softmax.
+            candidates: (C,) int64, the only labels to predict, None for all; other labels and the rows that have none
+                of these leave the keys before the softmax, as if this were a memory of the candidates alone.
+
+        Returns:
+            ids (N, top_k) int64 padded with -1 and scores (N, top_k) float32 in [0, 1] (for votes of 1) padded with
+            -inf, scores descending, ties by ascending id.
+
+        Raises:
+            ValueError: For a top_k below 1, queries of another width, or own rows that the memory does not have.
+        """
+        if top_k < 1:
+            raise ValueError(f"top_k must be at least 1, got {top_k}")
+        found = self.find(queries, self.form, own_rows, filters, candidates, num_labels=top_k)
+        return self.rank(found, self.form, top_k, filters, candidates)
+
+    def find(
+        self,
+        queries: np.ndarray,
+        form: MemoryForm,
+        own_rows: np.ndarray | None = None,
+        filters: np.ndarray | None = None,
+        candidates: np.ndarray | None = None,
+        *,
+        num_labels: int = 1,
+    ) -> Found:
+        """The nearest ``form.num_keys`` rows but own ones, and ``num_labels`` or so many labels but filtered ones."""
+        row_ids, row_scores = missing(len(queries), form.num_keys)
+        if form.row_weight > 0:
+            own = None if own_rows is None else _own_pairs(own_rows, len(queries), len(self))
+            heard = None if candidates is None else self._rows_with(candidates)
+            row_ids, row_scores = self.rows.search(queries, form.num_keys, heard, filters=own)
+        width = max(form.num_keys, num_labels)
+        return Found(row_ids, row_scores, *self.labels.search(queries, width, candidates, filters=filters))
+
+    def rank(
+        self,
+        found: Found,
+        form: MemoryForm,
+        top_k: int,
+        filters: np.ndarray | None = None,
+        candidates: np.ndarray | None = None,
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """The best labels by the keys that were found: ids (B, top_k) int64 and scores float32."""
+        ids, scores = missing(len(found.row_ids), top_k, np.float64)
+        allowed = self._allowed(candidates)
+        for part in _blocks(len(ids)):
+            here = _pairs_within(filters, part)
+            votes = self._count(found.part(part), form, allowed, here)
+            write_best(votes, ids[part], scores[part], len(allowed))
+        fill_places(ids, scores, found, form.scale)
+        return ids, scores.astype(np.float32)
+
+    def explain(
+        self,
+        queries: np.ndarray,
+        ids: np.ndarray,
+        *,
+        own_rows: np.ndarray | None = None,
+        filters: np.ndarray | None = None,
+        candidates: np.ndarray | None = None,
+    ) -> Evidence:
+        """The training rows and the label-text similarity behind predicted labels.
+
+        Args:
+            queries: (N, D) float32.
+            ids: (N, K) integers, the labels to explain, distinct in a row; -1 is a missing place.
+            own_rows: As in the :meth:`search` that predicted ``ids``, and
+            filters: likewise, and
+            candidates: likewise.
+
+        Raises:
+            ValueError: For ids that are no labels, or another number of rows than queries.
+        """
+        ids = np.asarray(ids)
+        if ids.ndim != 2 or len(ids) != len(queries) or ids.dtype.kind not in "iu":
+            raise ValueError(f"ids must be integers of shape ({len(queries)}, K), got {ids.dtype} {ids.shape}")
+        if ids.size and not -1 <= ids.min() <= ids.max() < len(self.labels):
+            raise ValueError(f"ids must lie in -1 .. {len(self.labels) - 1}, got {ids.min()} .. {ids.max()}")
+        found = self.find(queries, self.form, own_rows, filters, candidates)
+        return self.evidence(queries, found, ids, filters, candidates)
+
+    def evidence(
+        self,
+        queries: np.ndarray,
+        found: Found,
+        ids: np.ndarray,
+        filters: np.ndarray | None = None,
+        candidates: np.ndarray | None = None,
+    ) -> Evidence:
+        """What :meth:`explain` tells, of keys that were found already."""
+        label_scores = missing(*ids.shape)[1]
+        place = np.nonzero(ids >= 0)
+        vectors = np.asarray(queries, dtype=np.float32)[place[0]]
+        label_scores[place] = np.einsum("nd,nd->n", vectors, self.labels.vectors[ids[place]])
+        allowed, parts = self._allowed(candidates), []
+        for part in _blocks(max(len(ids), 1)):
+            votes = self._count(found.part(part), self.form, allowed, _pairs_within(filters, part))
+            parts.append(collect_evidence(votes, found.part(part), ids[part], label_scores[part], len(allowed)))
+        return join_evidence(parts)
+
+    def _count(self, found: Found, form: MemoryForm, allowed: np.ndarray, filters: np.ndarray) -> Votes:
+        """The votes of a block of queries."""
+        row_weights, label_weights = weigh(found, form)
+        lambdas = self._lambdas(form)
+        query, place = np.nonzero(row_weights)
+        row = found.row_ids[query, place]
+        # Only the rows that vote are looked up, so that a mapped file is read where it is needed.
+        sizes = self.indptr[row + 1] - self.indptr[row]
+        ends = np.cumsum(sizes)
+        at = np.arange(ends[-1] if len(ends) else 0) + np.repeat(self.indptr[row] - ends + sizes, sizes)
+        of_rows = self.indices[at].astype(np.int64)
+        text_query, text_place = np.nonzero(label_weights)
+        of_texts = found.label_ids[text_query, text_place]
+        queries = np.concatenate([np.repeat(query, sizes), text_query])
+        labels = np.concatenate([of_rows, of_texts])
+        places = np.concatenate([np.repeat(place, sizes), np.full(len(of_texts), -1)])
+        values = np.concatenate(
             [
-                self.lambdas[self.indices[at]] * np.repeat(row_weights[voters], sizes) * self.votes[at],
-                (1 - self.lambdas[label_ids[texts]]) * label_weights[texts],
+                lambdas[of_rows] * np.repeat(row_weights[query, place], sizes) * self.votes[at],
+                (1 - lambdas[of_texts]) * label_weights[text_query, text_place],
             ]
         )
-        here = allowed[label] & (value > 0)
-        voter, label, value = voter[here], label[here], value[here]
-        ids, place = np.unique(label, return_inverse=True)
-        totals = np.bincount(place, weights=value, minlength=len(ids))
-        order = np.lexsort((ids, -totals))
-        ids, totals = ids[order], totals[order]
-        # Labels without a vote: half of the least vote, and less by what their label score lies behind the first's.
-        rest = np.flatnonzero(~np.isin(label_ids, ids))[: max(top_k - len(ids), 0)]
-        least = totals[-1] if len(totals) else 1.0
-        behind = label_scores[rest].astype(np.float64)
-        filled = least / 2 * np.exp(self.form["scale"] * (behind - behind[:1]))
-        ids, totals = np.concatenate([ids, label_ids[rest]])[:top_k], np.concatenate([totals, filled])[:top_k]
-        return Vote(ids, totals.astype(np.float32), voter, label, value, row_ids, row_scores)
+        kept = allowed[labels] & (values > 0)
+        if len(filters):
+            width = len(allowed)
+            kept &= ~contains(np.sort(filters[:, 0] * width + filters[:, 1]), queries * width + labels)
+        return Votes(queries[kept], labels[kept], places[kept], values[kept])
 
-    def evidence(self, query: np.ndarray, vote: Vote, label_id: int, count: int) -> dict[str, Any]:
-        """What made one label: its text's score and share, and the training rows of the largest share."""
-        mine = vote.label == label_id
-        voter, value, row_ids = vote.voter[mine], vote.value[mine], vote.row_ids
-        shares = value / max(float(value.sum()), np.finfo(np.float64).tiny)
-        rows = np.flatnonzero(voter >= 0)
-        rows = rows[np.lexsort((row_ids[voter[rows]], -shares[rows]))][:count]
-        return {
-            "label": {
-                "score": float(self.labels.vectors[label_id] @ query),
-                "share": float(shares[voter < 0].sum()) if len(value) else 1.0,
-            },
-            "rows": [
-                {
-                    "text": self.texts[row_ids[voter[row]]],
-                    "row": int(row_ids[voter[row]]),
-                    "score": float(vote.row_scores[voter[row]]),
-                    "share": float(shares[row]),
-                }
-                for row in rows
-            ],
-        }
+    def _lambdas(self, form: MemoryForm) -> np.ndarray:
+        """(L,) float64, for all labels of the index, also those added since the memory was built."""
+        made_for = form, len(self.labels)
+        kept = self._kept_lambdas
+        if kept is None or kept[0] != made_for:  # a power a label: long for one query
+            counts = np.zeros(len(self.labels), dtype=np.int64)
+            counts[: len(self._counts)] = self._counts[: len(counts)]
+            kept = self._kept_lambdas = made_for, form.row_weights(counts)
+        return kept[1]
 
-    @cached_property
-    def _decoded(self) -> np.ndarray:
-        """(N, D) float32"""
-        keys = self.keys[:].astype(np.float32, copy=False)
-        return keys if self.scales is None else keys * self.scales[:, None]
+    def _allowed(self, candidates: np.ndarray | None) -> np.ndarray:
+        """(L,) bool, the labels that may be predicted."""
+        if candidates is None:
+            return self.labels.alive
+        chosen = np.zeros(len(self.labels), dtype=bool)
+        chosen[candidates] = self.labels.alive[candidates]
+        return chosen
 
-    def _nearest(self, queries: np.ndarray, count: int, silent: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """(B, at most count) rows that are not silent, and their scores, equal scores by ascending row."""
-        ids, scores = np.zeros((len(queries), 0), np.int64), np.zeros((len(queries), 0), np.float32)
-        num_rows = len(self.indptr) - 1
-        if len(queries) and 4 * num_rows * queries.shape[1] <= _MAX_COPY:
-            parts = []
-            step = max(1, _SCORES_AT_ONCE // max(1, num_rows))
-            for start in range(0, len(queries), step):
-                block = queries[start : start + step] @ self._decoded.T  # (B, N)
-                block[:, silent] = -np.inf
-                parts.append(best(block, min(count, num_rows)))
-            ids, scores = (np.concatenate(part) for part in zip(*parts, strict=True))
-            return ids, scores
-        for first in range(0, num_rows, _KEYS_AT_ONCE):
-            last = min(first + _KEYS_AT_ONCE, num_rows)
-            block = queries @ self.keys[first:last].astype(np.float32).T  # (B, C)
-            if self.scales is not None:
-                block *= self.scales[first:last]
-            block[:, silent[first:last]] = -np.inf
-            block_ids, block_scores = best(block, min(count, last - first))
-            scores = np.hstack([scores, block_scores])
-            ids = np.hstack([ids, block_ids + first])
-            order = np.argsort(-scores, axis=1, kind="stable")[:, :count]
-            ids, scores = np.take_along_axis(ids, order, 1), np.take_along_axis(scores, order, 1)
-        return ids, scores
+    def _rows_with(self, candidates: np.ndarray) -> np.ndarray:
+        """(n,) the rows that have one of the candidates."""
+        hits = np.concatenate([[0], np.cumsum(self._allowed(candidates)[self.indices])])
+        return np.flatnonzero(hits[self.indptr[1:]] > hits[self.indptr[:-1]])
 
 
-def best(scores: np.ndarray, count: int) -> tuple[np.ndarray, np.ndarray]:
-    """(B, C) -> places and values (B, count) of the largest scores, equal ones by ascending place."""
-    if count < scores.shape[1]:
-        places = np.argpartition(-scores, count, axis=1)
-        values = np.take_along_axis(scores, places[:, : count + 1], 1)
-        tied = np.flatnonzero(values[:, :count].min(1, initial=np.inf) == values[:, count])
-        places = places[:, :count]
-        for row in tied:  # the cut falls among equal scores
-            places[row] = np.argsort(-scores[row], kind="stable")[:count]
-    else:
-        places = np.broadcast_to(np.arange(count), (len(scores), count))
-    values = np.take_along_axis(scores, places, 1)
-    order = np.lexsort((places, -values))
-    return np.take_along_axis(places, order, 1), np.take_along_axis(values, order, 1)
+def read_parts(path: Path) -> MemoryParts:
+    """The training rows of a memory, mapped from their safetensors file.
+
+    Raises:
+        ValueError: Naming a file that is damaged or of a newer format version.
+    """
+    tensors, metadata = map_tensors(path)
+    try:
+        check_version(int(metadata["format_version"]), path)
+        form = MemoryForm(**json.loads(metadata["form"]))
+        keys, indptr, indices = tensors["keys"], tensors["indptr"], tensors["indices"]
+        num_labels = int(metadata["num_labels"])
+    except (KeyError, TypeError, json.JSONDecodeError) as error:
+        raise ValueError(f"{path} is damaged ({error!r}); fetch or save it again") from error
+    scales, votes = tensors.get("key_scales"), tensors.get("votes")
+    wrong = {
+        "keys that are no matrix": keys.ndim != 2,
+        "int8 keys without key_scales": keys.dtype == np.int8 and scales is None,
+        "another number of key_scales": scales is not None and scales.shape != keys.shape[:1],
+        "an indptr of other rows": indptr.shape != (len(keys) + 1,) or bool((np.diff(indptr) < 0).any()),
+        "other indices than indptr counts": not len(indptr) or indptr[0] != 0 or indptr[-1] != len(indices),
+        "labels that are none": bool(len(indices)) and not 0 <= indices.min() <= indices.max() < num_labels,
+        "votes for other labels": votes is not None and votes.shape != indices.shape,
+    }
+    if told := [what for what, is_wrong in wrong.items() if is_wrong]:
+        raise ValueError(f"{path} is damaged (it has {', '.join(told)}); fetch or save it again")
+    votes = np.ones(len(indices), np.float32) if votes is None else votes
+    return MemoryParts(StoredRows(keys, scales), indptr, indices, votes, num_labels, form)
+
+
+def read_memory(files: Files, name: str, labels: VectorIndex) -> Memory:
+    """The memory of a repo, searched by the index that lies beside its file, if one does.
+
+    Args:
+        files: Of the repo.
+        name: The safetensors file.
+        labels: The label index that it was built with.
+
+    Raises:
+        ValueError: Naming a file that is damaged, of a newer format version or of other labels.
+    """
+    memory = Memory(read_parts(required(files, name)), labels)
+    index = str(PurePosixPath(name).with_name(INDEX_FILE))
+    if files(str(PurePosixPath(index).with_suffix(".json"))) is not None:
+        memory._rows = read_index(files, index, memory.keys, np.diff(memory.indptr) > 0)
+    return memory
+
+
+def _blocks(num_queries: int) -> list[slice]:
+    return [slice(start, start + VOTERS_AT_ONCE) for start in range(0, num_queries, VOTERS_AT_ONCE)]
+
+
+def _pairs_within(pairs: np.ndarray | None, queries: slice) -> np.ndarray:
+    """The (query, label id) pairs of some queries, counted from the first of them."""
+    if pairs is None:
+        return np.zeros((0, 2), dtype=np.int64)
+    return pairs[(pairs[:, 0] >= queries.start) & (pairs[:, 0] < queries.stop)] - [[queries.start, 0]]
+
+
+def _own_pairs(own_rows: np.ndarray, num_queries: int, num_rows: int) -> np.ndarray:
+    """(N,) rows or -1 -> the (n, 2) pairs (query, row)."""
+    own_rows = np.asarray(own_rows)
+    if own_rows.shape != (num_queries,) or own_rows.dtype.kind not in "iu":
+        raise ValueError(f"own_rows must be integers of shape ({num_queries},), got {own_rows.dtype} {own_rows.shape}")
+    if own_rows.size and not -1 <= own_rows.min() <= own_rows.max() < num_rows:
+        raise ValueError(f"own_rows must lie in -1 .. {num_rows - 1}, got {own_rows.min()} .. {own_rows.max()}")
+    queries = np.flatnonzero(own_rows >= 0)
+    return np.stack([queries, own_rows[queries]], axis=1)

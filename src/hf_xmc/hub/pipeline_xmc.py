@@ -10,21 +10,25 @@ import os
 import re
 import shutil
 import tempfile
+from collections.abc import Iterable
 from pathlib import Path
+from types import GeneratorType
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from huggingface_hub import HfApi, snapshot_download
-from safetensors.torch import load_file
 from tokenizers import Tokenizer
 from transformers import AutoConfig, AutoModel, Pipeline, PretrainedConfig, PreTrainedModel
 from transformers.modeling_outputs import BaseModelOutput
 from transformers.utils import cached_file
 
-from .search_xmc import LabelSearch, query_prompt, read_json, required
+from .answers_xmc import RepoParts, answer
+from .checks_xmc import checked_request, checked_texts
+from .repo_xmc import Step, query_prompt, required
 
 _REPLAYED = ("Transformer", "StaticEmbedding", "Pooling", "Dense", "Normalize", "Dropout", "LayerNorm")
+_OPTIONS = ("top_k", "threshold", "min_precision", "candidates", "memory", "return_evidence", "num_evidence")
 
 
 class XMCStaticConfig(PretrainedConfig):
@@ -49,6 +53,7 @@ class XMCStaticModel(PreTrainedModel):
         self.post_init()
 
     def forward(self, input_ids: torch.Tensor, attention_mask: torch.Tensor | None = None) -> BaseModelOutput:
+        """Vectors of the tokens (B, T)."""
         return BaseModelOutput(last_hidden_state=self.embedding(input_ids))
 
 
@@ -66,64 +71,81 @@ class XMCRetrievalPipeline(Pipeline):
     ``num_evidence`` (3) rows.
     """
 
-    _load_tokenizer = True
-    _load_processor = _load_image_processor = _load_feature_extractor = _load_video_processor = False
+    _load_tokenizer: Any = True
+    _load_processor: Any = False
+    _load_image_processor: Any = False
+    _load_feature_extractor: Any = False
+    _load_video_processor: Any = False
+    tokenizer: Any
+    parts: RepoParts
+    _is_read = False
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        self.label_search = LabelSearch(self._path)
-        self.steps = [self._load_step(row) for row in read_json(self._path, "modules.json")]
-        self.is_static = self.steps[0][0] == "StaticEmbedding"
+        self.parts = RepoParts(self._path)
+        self.steps = [self._loaded(step) for step in self.parts.steps]
+        self.is_static = self.steps[0].kind == "StaticEmbedding"
         self.prompt = query_prompt(self._path)
         if self.tokenizer.pad_token is None:  # batches are padded; the mask hides the pads
             self.tokenizer.pad_token = self.tokenizer.eos_token or self.tokenizer.convert_ids_to_tokens(0)
         if self.is_static:
-            self.static_tokenizer = Tokenizer.from_file(required(self._path, "tokenizer.json"))
+            self.static_tokenizer = Tokenizer.from_file(str(required(self._path, "tokenizer.json")))
             self.static_tokenizer.no_padding()
         elif (places := getattr(self.model.config, "max_position_embeddings", None) or 0) > 0:
             self.tokenizer.model_max_length = min(self.tokenizer.model_max_length, places)
         self.prompt_length = self._count_prompt()
+        self._is_read = True  # options of the constructor could not be checked before
+        checked_request(self.parts, **self._forward_params)
 
     # -- files --------------------------------------------------------------------------------------------------------
 
     def _path(self, name: str) -> str | None:
         folder, file = os.path.split(name)
         return cached_file(
-            self.model.name_or_path,
+            str(self.model.name_or_path),
             file,
             subfolder=folder,
             revision=_commit(),
             _raise_exceptions_for_missing_entries=False,
         )
 
-    def _load_step(self, row: dict[str, Any]) -> tuple[str, dict[str, Any]]:
-        """What one line of modules.json does, with its settings and weights."""
-        kind, folder = row["type"].rsplit(".", 1)[-1], row["path"]
-        if kind not in _REPLAYED:
-            raise ValueError(f"modules.json: this pipeline cannot replay the module {row['type']}")
-        path = self._path(f"{folder}/config.json") if folder else None
-        config = read_json(self._path, f"{folder}/config.json") if path else {}
-        if kind in ("Dense", "LayerNorm"):
-            weights = load_file(required(self._path, f"{folder}/model.safetensors"))
-            dtype = self.model.dtype
-            config |= {name: weight.to(self.device, dtype) for name, weight in weights.items()}
-        if kind == "Dense":
-            config["activation"] = getattr(torch.nn, config["activation_function"].rsplit(".", 1)[-1])()
-        return kind, config
+    def _loaded(self, step: Step) -> Step:
+        """The step with its weights as tensors beside the model."""
+        if step.kind not in _REPLAYED:
+            raise ValueError(f"modules.json: this pipeline cannot replay the module {step.kind}")
+        # Copied, as they are mapped from a file that nobody may write to.
+        weights = {name: torch.tensor(w).to(self.device, self.model.dtype) for name, w in step.weights.items()}
+        return step._replace(weights=weights)
 
     # -- the pipeline -------------------------------------------------------------------------------------------------
 
+    def __call__(  # type: ignore[override]
+        self, inputs: str | Iterable[str], **kwargs: Any
+    ) -> list[Any]:
+        """The labels of a text, or a list of them for several; a generator or torch data set is answered lazily."""
+        if isinstance(inputs, GeneratorType | torch.utils.data.Dataset):
+            return super().__call__(inputs, **kwargs)
+        texts = checked_texts(inputs)
+        if not texts:
+            self._sanitize_parameters(**kwargs)
+            return []
+        return super().__call__(texts[0] if isinstance(inputs, str) else texts, **kwargs)
+
     def _sanitize_parameters(self, **kwargs: Any) -> tuple[dict, dict, dict]:
-        checked = ("top_k", "min_precision", "candidates", "memory", "return_evidence")
-        names = (*checked, "threshold", "num_evidence")
-        asked = {name: kwargs[name] for name in names if kwargs.get(name) is not None}
-        if hasattr(self, "label_search"):
-            self.label_search.check(**{name: asked[name] for name in checked if name in asked})
+        # The host hands on what it takes itself at the start, and asks for options once it has those.
+        unknown = sorted(set(kwargs) - {*_OPTIONS, "tokenizer_kwargs"})
+        if self._is_read and unknown:
+            raise ValueError(f"unknown option {', '.join(unknown)}; a call takes batch_size, {', '.join(_OPTIONS)}")
+        asked = {name: kwargs[name] for name in _OPTIONS if kwargs.get(name) is not None}
+        if "candidates" in asked and not hasattr(asked["candidates"], "__len__"):
+            asked["candidates"] = list(asked["candidates"])  # an iterator serves one batch alone
+        if self._is_read:
+            checked_request(self.parts, **asked)
         return {}, asked, {}
 
-    def preprocess(self, text: str) -> dict[str, torch.Tensor]:
-        if not isinstance(text, str):
-            raise ValueError(f"expected a text (str), got {type(text).__name__}")
+    def preprocess(self, text: str) -> dict[str, torch.Tensor]:  # type: ignore[override]
+        """One text -> its tokens (1, T)."""
+        (text,) = checked_texts([text])
         tokens = self._tokens(self.prompt + text)
         if not tokens["input_ids"]:  # a text without tokens still needs a place, masked out, for its zero vector
             tokens = {"input_ids": [self.tokenizer.pad_token_id], "attention_mask": [0]}
@@ -137,63 +159,55 @@ class XMCRetrievalPipeline(Pipeline):
 
     def _count_prompt(self) -> int:
         """Tokens at the start that a Pooling with ``include_prompt: false`` leaves out."""
-        if not self.prompt or all(config.get("include_prompt", True) for _, config in self.steps):
+        if not self.prompt or all(step.config.get("include_prompt", True) for step in self.steps):
             return 0
         ids = self._tokens(self.prompt)["input_ids"]
         return len(ids) - (ids[-1] in self.tokenizer.all_special_ids)
 
-    def _forward(self, inputs: dict[str, torch.Tensor], **asked: Any) -> dict[str, Any]:
-        queries = self.encode(**inputs).float().cpu().numpy()  # (B, D)
-        asked = {"top_k": min(5, int(self.label_search.alive.sum()))} | asked
-        return {"answers": self.label_search.predict(queries, **asked)}
+    def _forward(  # type: ignore[override]
+        self, inputs: dict[str, torch.Tensor], **asked: Any
+    ) -> dict[str, Any]:
+        first, second = self.encode(**inputs)
+        halves = first.float().cpu().numpy(), None if second is None else second.float().cpu().numpy()
+        request = checked_request(self.parts, **asked)
+        return {"answers": answer(self.parts, self.parts.form.join_queries(*halves), request)}
 
-    def postprocess(self, outputs: dict[str, Any]) -> list[dict[str, Any]]:
+    def postprocess(self, outputs: dict[str, Any]) -> list[dict[str, Any]]:  # type: ignore[override]
+        """The labels of one text."""
         answers = outputs["answers"]
         return answers[0] if answers and isinstance(answers[0], list) else answers  # a batch of one, or one of a batch
 
     def encode(
         self, input_ids: torch.Tensor, attention_mask: torch.Tensor, token_type_ids: torch.Tensor | None = None
-    ) -> torch.Tensor:
-        """Tokens (B, T) of texts with their mask -> (B, D) query vectors, the dual-encoder half first."""
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """Tokens (B, T) and mask -> the dual encoder's vectors (B, De), and the classifier head's (B, Dc) or None."""
         more = {} if token_type_ids is None else {"token_type_ids": token_type_ids}
         tokens = self.model(input_ids=input_ids, attention_mask=attention_mask, **more).last_hidden_state  # (B, T, H)
         features = {"sentence_embedding": pool(tokens, attention_mask, "mean")}  # what a StaticEmbedding does
-        for kind, config in self.steps[1:]:
-            source = config.get("module_input_name") or "sentence_embedding"
-            target = config.get("module_output_name") or source
-            if kind == "Pooling":
-                modes = config.get("pooling_mode", "mean")
-                skipped = 0 if config.get("include_prompt", True) else self.prompt_length
-                parts = [
-                    pool(tokens, attention_mask, m, skipped) for m in ([modes] if isinstance(modes, str) else modes)
-                ]
-                features["sentence_embedding"] = torch.cat(parts, 1)
-            elif kind == "Dense":
-                out = config["activation"](
-                    F.linear(features[source], config["linear.weight"], config.get("linear.bias"))
+        for step in self.steps[1:]:
+            if step.kind == "Pooling":
+                features["sentence_embedding"] = self._pooled(step, tokens, attention_mask)
+            elif step.kind == "Dense":
+                features[step.target] = dense(step, features[step.source])
+            elif step.kind == "LayerNorm":
+                x = features[step.source]
+                features[step.source] = F.layer_norm(
+                    x, x.shape[-1:], step.weights["norm.weight"], step.weights["norm.bias"]
                 )
-                if config.get("use_residual"):
-                    shortcut = config.get("residual.weight")
-                    out = out + (features[source] if shortcut is None else F.linear(features[source], shortcut))
-                features[target] = out
-            elif kind == "LayerNorm":
-                width = features[source].shape[-1:]
-                features[source] = F.layer_norm(features[source], width, config["norm.weight"], config["norm.bias"])
-            elif kind == "Normalize":
-                features[target] = F.normalize(features[source], dim=-1)
-        embedding, row = features["sentence_embedding"], features.get("classifier_embedding")
-        if row is None:
-            return embedding
-        form = self.label_search.config["search"]
-        if form["normalize_classifier"]:
-            row = F.normalize(row, dim=-1)
-        return torch.cat([(1 - form["classifier_weight"]) * embedding, form["classifier_weight"] * row], 1)
+            elif step.kind == "Normalize":
+                features[step.target] = F.normalize(features[step.source], dim=-1)
+        return features["sentence_embedding"], features.get("classifier_embedding")
+
+    def _pooled(self, step: Step, tokens: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+        modes = step.config.get("pooling_mode", "mean")
+        skipped = 0 if step.config.get("include_prompt", True) else self.prompt_length
+        return torch.cat([pool(tokens, mask, m, skipped) for m in ([modes] if isinstance(modes, str) else modes)], 1)
 
     # -- saving and publishing ----------------------------------------------------------------------------------------
 
     def save_pretrained(self, save_directory: str | os.PathLike[str], **kwargs: Any) -> None:
         """Copy the whole repo that this pipeline was loaded from: labels, index, memory, card and code as they are."""
-        source = self.model.name_or_path
+        source = str(self.model.name_or_path)
         if not os.path.isdir(source):
             source = snapshot_download(source, revision=_commit())
         target = Path(save_directory)
@@ -207,7 +221,7 @@ class XMCRetrievalPipeline(Pipeline):
                 (target / name).parent.mkdir(parents=True, exist_ok=True)
                 shutil.copyfile(file, target / name)
 
-    def push_to_hub(
+    def push_to_hub(  # type: ignore[override]
         self, repo_id: str, *, private: bool | None = None, token: str | None = None, **kwargs: Any
     ) -> str:
         """Publish the whole repo under a name; returns the address of the commit. ``kwargs`` of ``upload_folder``."""
@@ -228,21 +242,36 @@ def _commit() -> str | None:
     return name if re.fullmatch("[0-9a-f]{40}", name) else None
 
 
+def dense(step: Step, x: torch.Tensor) -> torch.Tensor:
+    """A Dense module: (B, D) -> (B, D')."""
+    weights = step.weights
+    out = getattr(torch.nn, step.activation)()(F.linear(x, weights["linear.weight"], weights.get("linear.bias")))
+    if step.config.get("use_residual"):
+        shortcut = weights.get("residual.weight")
+        out = out + (x if shortcut is None else F.linear(x, shortcut))
+    return out
+
+
 def pool(tokens: torch.Tensor, mask: torch.Tensor, mode: str, skipped: int = 0) -> torch.Tensor:
     """(B, T, H) token vectors and (B, T) mask -> (B, H), the first ``skipped`` tokens of each text left out."""
     positions = mask.cumsum(1)  # (B, T), from 1 at the first token of a text
     if skipped:
         mask = mask * (positions > skipped)
     if mode == "cls":
-        return tokens[torch.arange(len(tokens), device=tokens.device), mask.int().argmax(1)]
+        return _token_at(tokens, mask.int().argmax(1))
     if mode == "max":
         return tokens.masked_fill(mask.unsqueeze(-1) == 0, -torch.inf).amax(1)
     if mode == "lasttoken":
         last = mask.size(1) - 1 - mask.flip(1).int().argmax(1)
-        return tokens[torch.arange(len(tokens), device=tokens.device), last]
+        return _token_at(tokens, last)
     if mode not in ("mean", "mean_sqrt_len_tokens", "weightedmean"):
         raise ValueError(f"this pipeline cannot replay pooling mode {mode!r}")
     weights = (mask * positions if mode == "weightedmean" else mask).unsqueeze(-1).to(tokens.dtype)
     total = weights.sum(1, dtype=torch.float32).clamp(min=1e-9)
     summed = (tokens * weights).sum(1, dtype=torch.float32)
     return (summed / (total.sqrt() if mode == "mean_sqrt_len_tokens" else total)).to(tokens.dtype)
+
+
+def _token_at(tokens: torch.Tensor, place: torch.Tensor) -> torch.Tensor:
+    """(B, T, H) and (B,) -> (B, H). Not by arange(B), which an exported graph would freeze at its example's size."""
+    return tokens.gather(1, place[:, None, None].expand(-1, -1, tokens.size(2)))[:, 0]

@@ -1,277 +1,381 @@
-"""Query vectors in, labels out: the search of a published repo, with numpy alone; it uses faiss where installed.
+"""The rows of a matrix nearest to a query: exact scores, equal ones by ascending id, whatever finds them.
 
-This file travels inside every published repo, beside the pipeline and the servers that encode the queries.
+In numpy alone; it uses FAISS where that is installed and a repo has such an index. This file travels inside every
+published repo.
 """
 
 from __future__ import annotations
 
-import json
-from collections.abc import Callable, Iterable
-from typing import Any
+from collections.abc import Iterator
+from typing import Any, Protocol
 
 import numpy as np
-from safetensors import safe_open
 
+from .filters_xmc import MISSING_ID, MISSING_SCORE, drop_pairs, most_of_a_row
+
+faiss: Any  # its own annotations leave out half of what it has
 try:
     import faiss
 except ImportError:
     faiss = None
-try:
-    from .memory_xmc import Memory, Vote, best
-except ImportError:  # imported from the repo's own folder, which is no package
-    from memory_xmc import Memory, Vote, best
 
-FORMAT_VERSION = 1
-# Scores of a brute-force search held at once.
-_SCORES_AT_ONCE = 1 << 24
-# Best scores of a query that tell what any of its scores means; as in hf_xmc.retriever.
-_CONTEXT = 100
-
-# Gives the local path of a file of the repo, or None where the repo has no such file.
-Files = Callable[[str], "str | None"]
+# Scores of a search that are held at once, and rows that are decoded at once.
+SCORES_AT_ONCE, ROWS_AT_ONCE = 1 << 25, 1 << 14
+# Rows that are all looked at without an index, and so many candidates, whatever the index.
+MAX_EXACT = 200_000
+_GROUP = 32
 
 
-class LabelSearch:
-    """Finds the labels of query vectors among those of one repo, and lets its training rows vote where it has any.
+class StoredRows:
+    """Rows kept in few bytes, perhaps in a mapped file, and decoded where they are looked at.
 
     Args:
-        files: Gives the local path of a file of the repo by its name, or None.
-
-    Raises:
-        ValueError: naming a file that is missing, of a newer format version, or at odds with another.
+        stored: (N, D) float32, float16 or int8.
+        scales: (N,) float32, what a unit of each row is worth; None for 1.
     """
 
-    def __init__(self, files: Files) -> None:
-        self.files = files
-        self.config = read_json(files, "xmc_config.json")
-        check_version(self.config["format_version"], "xmc_config.json")
-        self.labels: list[str] = read_json(files, "labels.json")
-        self.alive = np.ones(len(self.labels), dtype=bool)
-        self.alive[self.config.get("removed_ids", [])] = False
-        self.vectors = self._read_vectors()  # (L, D)
-        self.index = self._read_index()
-        path = files("memory/memory.safetensors")
-        self.memory = None if path is None else Memory(path, lambda: read_json(files, "memory/texts.json"), self)
-        path = files("calibration.json")
-        self.calibration = None if path is None else read_json(files, "calibration.json")["calibration"]
+    def __init__(self, stored: np.ndarray, scales: np.ndarray | None = None) -> None:
+        self.stored, self.scales = stored, scales
 
-    def _read_vectors(self) -> np.ndarray:
-        path = required(self.files, "label_embeddings.safetensors")
-        with safe_open(path, "numpy") as file:
-            halves = {name: file.get_tensor(name).astype(np.float32, copy=False) for name in file.keys()}
-        vectors = halves["embedding"]
-        if "classifier" in halves:
-            rows = halves["classifier"]
-            if self.config["search"]["normalize_classifier"]:
-                rows = rows / np.maximum(np.linalg.norm(rows, axis=1, keepdims=True), 1e-12)
-            if has_two_vectors(self.files):
-                vectors = np.hstack([vectors, rows])
-            else:  # both halves of a query are one vector, so those of a label are added up
-                share = self.config["search"]["classifier_weight"]
-                vectors = ((1 - share) * vectors + share * rows).astype(np.float32)
-        if len(vectors) != len(self.labels):
-            raise ValueError(
-                f"labels.json has {len(self.labels)} labels, label_embeddings.safetensors {len(vectors)} rows; "
-                "the repo is damaged, fetch or save it again"
-            )
-        return vectors
+    @property
+    def shape(self) -> tuple[int, int]:
+        """(N, D)."""
+        return self.stored.shape  # type: ignore[return-value]
 
-    def _read_index(self) -> Any:
-        path = self.files("index.faiss") if faiss is not None else None
-        about = self.files("index.json")
-        if path is None or about is None:
-            return None
-        try:
-            index = faiss.read_index(path, faiss.IO_FLAG_MMAP)
-        except RuntimeError:  # damaged; the vectors are searched without it
-            return None
-        about = read_json(self.files, "index.json")
-        if about["kind"] == "hnsw":
-            faiss.downcast_index(index).hnsw.efSearch = about["effort"]
-        elif about["kind"] == "ivf":
-            faiss.extract_index_ivf(index).nprobe = about["effort"]
-        return index if index.ntotal == len(self.labels) else None
+    @property
+    def dtype(self) -> np.dtype:
+        """What a number is kept in."""
+        return self.stored.dtype
 
-    # -- labels -------------------------------------------------------------------------------------------------------
+    @property
+    def nbytes(self) -> int:
+        """What they take as they are stored."""
+        return self.stored.nbytes + (0 if self.scales is None else self.scales.nbytes)
 
-    def predict(
-        self,
-        queries: np.ndarray,
-        top_k: int = 5,
-        *,
-        threshold: float | None = None,
-        min_precision: float | None = None,
-        candidates: Iterable[int] | None = None,
-        memory: bool | None = None,
-        return_evidence: bool = False,
-        num_evidence: int = 3,
-    ) -> list[list[dict[str, Any]]]:
-        """The best labels of each query; what ``Retriever.predict`` answers.
+    def __len__(self) -> int:
+        return len(self.stored)
+
+    def __getitem__(self, rows: slice | np.ndarray) -> np.ndarray:
+        """(n, D) float32."""
+        found = self.stored[rows].astype(np.float32, copy=False)
+        return found if self.scales is None else found * self.scales[rows, None]
+
+    def blocks(self) -> Iterator[tuple[int, np.ndarray]]:
+        """First row and float32 rows (n, D) of each block."""
+        for first in range(0, len(self), ROWS_AT_ONCE):
+            yield first, self[first : first + ROWS_AT_ONCE]
+
+    def __matmul__(self, query: np.ndarray) -> np.ndarray:
+        """(D,) -> (N,)."""
+        return np.concatenate([np.zeros(0, np.float32), *(block @ query for _, block in self.blocks())])
+
+
+class Searcher(Protocol):
+    """What finds rows of a large inner product.
+
+    ``exact``: its scores are the float32 products themselves. ``complete``: it looks at every row, so that only
+    rounding can hide one.
+    """
+
+    exact: bool
+    complete: bool
+    effort: int
+
+    @property
+    def efforts(self) -> list[int]:
+        """Values of ``effort`` to choose from, ascending; one where there is nothing to choose."""
+
+    @property
+    def num_bytes(self) -> int:
+        """Bytes that are searched."""
+
+    def search(self, queries: np.ndarray, count: int, alive: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """The ``count`` rows of the largest product for each query, in any order.
 
         Args:
-            queries: (B, D) float32.
-            top_k: Labels of each query, at most the number of labels.
-            threshold: The least score of a label that is kept.
-            min_precision: In (0, 1]: keep the longest list whose mean probability reaches this.
-            candidates: Ids of the only labels to choose from; None for all.
-            memory: Whether training rows vote; None: if there is a memory.
-            return_evidence: Whether each label comes with the training rows and the label text behind it.
-            num_evidence: Training rows shown for a label.
+            queries: (N, D) float32.
+            count: From 1 to the number of rows alive.
+            alive: (L,) bool, the rows to find.
 
         Returns:
-            B lists of ``{"label": str, "score": float, "label_id": int}``, and "probability" where the scores are
-            calibrated, and "evidence" where it is asked for.
-
-        Raises:
-            ValueError: for a top_k or candidates out of range, or a memory or probabilities that are not there.
+            ids (N, count) int64, -1 where it found fewer, and scores (N, count) float32 in the searcher's precision.
         """
-        chosen = self.check(top_k, min_precision, candidates, memory, return_evidence)
-        uses_memory = self.memory is not None and memory is not False
-        fitted = self._fitted(uses_memory)
-        places = top_k if chosen is None else min(top_k, len(chosen))
-        nearest = self._voted if uses_memory else self._searched
-        # What a score means depends on the best ones among all labels.
-        context = nearest(queries, max(places, _CONTEXT), None) if fitted else []
-        found = context if fitted and chosen is None else nearest(queries, places, chosen)
-        votes: list[Vote] = []
-        if return_evidence and self.memory is not None:
-            votes = self.memory.vote(queries, 0, chosen)
-        answers = []
-        for i, (ids, scores) in enumerate(found):
-            ids, scores = ids[:places], scores[:places]
-            kept = np.ones(len(ids), dtype=bool) if threshold is None else scores >= threshold
-            probabilities = _probabilities(fitted, scores, context[i][1]) if fitted else None
-            if min_precision is not None and probabilities is not None:
-                means = np.cumsum(np.where(kept, probabilities, 0)) / np.arange(1, len(ids) + 1)
-                kept &= np.arange(len(ids)) < (means >= min_precision).sum()
-            answer = []
-            for place in np.flatnonzero(kept):
-                label_id = int(ids[place])
-                label = {"label": self.labels[label_id], "score": float(scores[place]), "label_id": label_id}
-                if probabilities is not None:
-                    label["probability"] = float(probabilities[place])
-                if votes and self.memory is not None:
-                    label["evidence"] = self.memory.evidence(queries[i], votes[i], label_id, num_evidence)
-                answer.append(label)
-            answers.append(answer)
-        return answers
 
-    def check(
-        self,
-        top_k: int = 1,
-        min_precision: float | None = None,
-        candidates: Iterable[int] | None = None,
-        memory: bool | None = None,
-        return_evidence: bool = False,
-    ) -> np.ndarray | None:
-        """Refuse what :meth:`predict` cannot do; returns the candidates, each once and ascending."""
-        num_labels = int(self.alive.sum())
-        if not 1 <= top_k <= num_labels:
-            raise ValueError(f"top_k must lie between 1 and the {num_labels} labels, got {top_k}")
-        if self.memory is None and (memory or return_evidence):
-            raise ValueError("this repo has no memory; make one: Retriever.remember(texts, truth), and save it again")
-        if min_precision is not None:
-            if not 0 < min_precision <= 1:
-                raise ValueError(f"min_precision must lie in (0, 1], got {min_precision}")
-            if self._fitted(self.memory is not None and memory is not False) is None:
-                raise ValueError("min_precision needs probabilities; make them: Retriever.calibrate(texts, truth)")
-        if candidates is None:
-            return None
-        ids = np.unique(np.asarray(list(candidates), dtype=np.int64))
-        wrong = [int(i) for i in ids if not 0 <= i < len(self.labels) or not self.alive[i]]
-        if wrong or not len(ids):
-            raise ValueError(f"candidates must be ids of the {num_labels} labels present, got {wrong[:10] or 'none'}")
-        return ids
+    def grown(self, vectors: np.ndarray) -> Searcher:
+        """A searcher of ``vectors`` (L, D) float32, which begin with the rows that this one has."""
 
-    def _fitted(self, memory: bool) -> dict[str, Any] | None:
-        return self.calibration if self.calibration and self.calibration["memory"] == memory else None
 
-    def _voted(self, queries: np.ndarray, count: int, candidates: np.ndarray | None) -> list[Any]:
-        assert self.memory is not None
-        return [(vote.ids, vote.scores) for vote in self.memory.vote(queries, count, candidates)]
+class ExactSearcher:
+    """Every row, by matrix products.
 
-    def _searched(self, queries: np.ndarray, count: int, candidates: np.ndarray | None) -> list[Any]:
-        return list(zip(*self.search(queries, count, candidates), strict=True))
+    Args:
+        vectors: (L, D) float32, or rows that are decoded block by block.
+    """
 
-    def search(
-        self, queries: np.ndarray, count: int, candidates: np.ndarray | None = None
-    ) -> tuple[np.ndarray, np.ndarray]:
-        """(B, D) -> the ``count`` labels of the largest inner product, at most all: ids and scores (B, count), scores
-        descending, equal scores by ascending id."""
-        if candidates is not None:
-            places, scores = self._scan(queries, count, candidates)
-            return candidates[places], scores
-        alive = np.flatnonzero(self.alive)
-        if self.index is None:
-            places, scores = self._scan(queries, count, alive)
-            return alive[places], scores
-        count = min(count, len(alive))
-        # More than are wanted: some were removed, and the index may round what it compares.
-        ids = self.index.search(queries, min(count + max(64, count // 2), len(self.labels)))[1]
-        scores = np.stack([self.vectors[found] @ query for found, query in zip(ids, queries, strict=True)])
-        scores[(ids < 0) | ~self.alive[ids]] = -np.inf
-        order = np.lexsort((ids, -scores))
-        ids, scores = np.take_along_axis(ids, order, 1), np.take_along_axis(scores, order, 1)
-        whole = ids.shape[1] >= len(self.labels)
-        # Too few were found, or equal scores may go on beyond what was found.
-        short = (scores[:, count - 1] == -np.inf) | ((scores[:, count - 1] == scores[:, -1]) & (not whole))
-        ids, scores = ids[:, :count].copy(), scores[:, :count].copy()
-        for row in np.flatnonzero(short):
-            places, every = self._scan(queries[row : row + 1], count, alive)
-            ids[row], scores[row] = alive[places[0]], every[0]
+    exact = complete = True
+    effort, efforts = 0, [0]
+
+    def __init__(self, vectors: np.ndarray | StoredRows) -> None:
+        self.vectors = vectors
+        self.num_bytes = vectors.nbytes
+
+    def grown(self, vectors: np.ndarray) -> ExactSearcher:
+        """See :class:`Searcher`."""
+        return ExactSearcher(vectors)
+
+    def search(self, queries: np.ndarray, count: int, alive: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """See :class:`Searcher`."""
+        whole = isinstance(self.vectors, np.ndarray)
+        step = max(1, SCORES_AT_ONCE // max(1, len(self.vectors) if whole else ROWS_AT_ONCE + count))
+        parts = [queries[start : start + step] for start in range(0, len(queries), step)]
+        found = [self._whole(part, count, alive) if whole else self._blocks(part, count, alive) for part in parts]
+        ids, scores = zip(*found, strict=True)
+        return np.concatenate(ids), np.concatenate(scores)
+
+    def _whole(self, queries: np.ndarray, count: int, alive: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        scores = queries @ self.vectors.T  # type: ignore[union-attr]
+        if not alive.all():
+            scores[:, ~alive] = MISSING_SCORE
+        return best_of_rows(scores, count)
+
+    def _blocks(self, queries: np.ndarray, count: int, alive: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        ids, scores = missing(len(queries), 0)
+        for first, block in self.vectors.blocks():  # type: ignore[union-attr]
+            products = queries @ block.T
+            products[:, ~alive[first : first + len(block)]] = MISSING_SCORE
+            places, values = best_of_rows(products, min(count, len(block)))
+            ids, scores = np.hstack([ids, places + first]), np.hstack([scores, values])
+            kept, scores = best_of_rows(scores, min(count, scores.shape[1]))
+            ids = np.take_along_axis(ids, kept, 1)
         return ids, scores
 
-    def _scan(self, queries: np.ndarray, count: int, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Places among ``rows`` and scores (B, at most count), by looking at every row."""
-        vectors = self.vectors if len(rows) == len(self.labels) else self.vectors[rows]
-        step = max(1, _SCORES_AT_ONCE // max(1, len(rows)))
-        found = [
-            best(queries[start : start + step] @ vectors.T, min(count, len(rows)))
-            for start in range(0, len(queries), step)
-        ]
-        places, scores = zip(*found, strict=True)
-        return np.concatenate(places), np.concatenate(scores)
+
+class FaissSearcher:
+    """A FAISS index whose rows are ids: a graph (HNSW), inverted lists (IVF) or codes of 4 bits (PQ fast scan).
+
+    Args:
+        index: The index.
+        effort: Labels that the graph keeps in view (efSearch), lists that are opened (nprobe), or how many times the
+            wanted labels the codes give, to be scored anew; 0 for the least.
+    """
+
+    exact = complete = False
+
+    def __init__(self, index: Any, effort: int = 0) -> None:
+        self.index = index
+        self.is_graph = isinstance(index, faiss.IndexHNSW)
+        self.is_codes = isinstance(index, faiss.IndexPQFastScan)
+        self.effort = effort or self.efforts[0]
+
+    @property
+    def efforts(self) -> list[int]:
+        """Efforts to choose from, each twice the one before."""
+        if self.is_graph:
+            return [64, 128, 256, 512, 1024]
+        if self.is_codes:
+            return [1, 2, 4, 8, 16]
+        return [2**power for power in range(1 + int(np.log2(self.index.nlist)))]
+
+    @property
+    def num_bytes(self) -> int:
+        """See :class:`Searcher`."""
+        if self.is_graph:
+            graph, rows = self.index.hnsw, faiss.downcast_index(self.index.storage)
+            links = 4 * graph.neighbors.size() + 8 * graph.offsets.size() + 4 * graph.levels.size()
+            return links + self.index.ntotal * rows.sa_code_size()
+        if self.is_codes:
+            return self.index.ntotal * self.index.code_size
+        centroids = 4 * self.index.nlist * self.index.d
+        return centroids + self.index.ntotal * (self.index.code_size + 8)
+
+    def grown(self, vectors: np.ndarray) -> FaissSearcher:
+        """See :class:`Searcher`."""
+        # A copy, as a file that is mapped into memory cannot grow.
+        index = faiss.deserialize_index(faiss.serialize_index(self.index))
+        index.add(vectors[index.ntotal :])
+        return FaissSearcher(index, self.effort)
+
+    def search(self, queries: np.ndarray, count: int, alive: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """See :class:`Searcher`."""
+        if self.is_codes:  # which FAISS searches as a whole
+            scores, ids = self.index.search(queries, min(count * self.effort, self.index.ntotal))
+            return np.where(alive[ids], ids, MISSING_ID), scores
+        bits = np.packbits(alive, bitorder="little")
+        chosen = None if alive.all() else faiss.IDSelectorBitmap(len(alive), faiss.swig_ptr(bits))
+        if self.is_graph:
+            params = faiss.SearchParametersHNSW(efSearch=max(self.effort, count), sel=chosen)
+        else:
+            params = faiss.SearchParametersIVF(nprobe=self.effort, sel=chosen)
+        scores, ids = self.index.search(queries, count, params=params)
+        return ids, scores
 
 
-def _probabilities(fitted: dict[str, Any], scores: np.ndarray, context: np.ndarray) -> np.ndarray:
-    """(K,) scores of a query and its ``_CONTEXT`` best ones -> (K,) probabilities; see hf_xmc.retriever."""
-    if not len(context):
-        return np.zeros(len(scores))
-    context = context[:_CONTEXT].astype(np.float64)
-    mass = context[0] + np.log(np.exp(fitted["scale"] * (context - context[0])).sum()) / fitted["scale"]
-    logits = fitted["slope"] * scores.astype(np.float64) + fitted["top"] * context[0] + fitted["mass"] * mass
-    return 1 / (1 + np.exp(-np.clip(logits + fitted["offset"], -700, 700)))
+class VectorIndex:
+    """Inner-product search over rows whose numbers are their ids; removed rows leave a gap.
+
+    Args:
+        vectors: (L, D) float32, row l the vector of id l.
+        alive: (L,) bool, False for removed rows; None for none removed.
+        searcher: What finds rows; None to look at every one.
+    """
+
+    def __init__(
+        self,
+        vectors: np.ndarray | StoredRows,
+        alive: np.ndarray | None = None,
+        searcher: Searcher | None = None,
+    ) -> None:
+        self.vectors = vectors
+        self.alive = np.ones(len(vectors), dtype=bool) if alive is None else np.asarray(alive, dtype=bool)
+        if self.alive.shape != (len(vectors),):
+            raise ValueError(f"alive must have shape ({len(vectors)},), got {self.alive.shape}")
+        self._searcher = searcher
+
+    def __len__(self) -> int:
+        """Number of ids, removed ones included."""
+        return len(self.vectors)
+
+    @property
+    def num_alive(self) -> int:
+        """Number of rows that a search can return."""
+        return int(self.alive.sum())
+
+    def build(self) -> Searcher:
+        """What is searched, which the first search makes otherwise."""
+        if self._searcher is None:
+            self._searcher = ExactSearcher(self.vectors)
+        return self._searcher
+
+    def search(
+        self,
+        queries: np.ndarray,
+        top_k: int,
+        candidates: np.ndarray | None = None,
+        *,
+        filters: np.ndarray | None = None,
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """The ``top_k`` rows of the largest inner product.
+
+        Args:
+            queries: (N, D) float32.
+            top_k: At least 1; places beyond the number of rows hold id -1 and score -inf.
+            candidates: (C,) int64, the only ids to look at; None for all. Up to 200,000 are searched exactly.
+            filters: (n, 2) int64, (query, id) that are passed over; None for none.
+
+        Returns:
+            ids (N, top_k) int64 and scores (N, top_k) float32, scores descending, equal scores by ascending id. The
+            scores are those of the float32 vectors, whatever is searched.
+
+        Raises:
+            ValueError: For a top_k below 1, queries of another width or not finite, or candidates that are not there.
+        """
+        queries = np.ascontiguousarray(queries, dtype=np.float32)
+        if top_k < 1:
+            raise ValueError(f"top_k must be at least 1, got {top_k}")
+        if queries.ndim != 2 or queries.shape[1] != self.vectors.shape[1]:
+            raise ValueError(f"queries must have shape (N, {self.vectors.shape[1]}), got {queries.shape}")
+        if not np.isfinite(queries).all():
+            row = int(np.flatnonzero(~np.isfinite(queries).all(1))[0])
+            raise ValueError(f"the vector of query {row} is not finite; did training diverge, or a half overflow?")
+        most = most_of_a_row(filters)
+        found = self._search(queries, top_k + most, candidates)
+        if filters is None or not most:
+            return found
+        ids, scores = drop_pairs(*found, filters)
+        return ids[:, :top_k], scores[:, :top_k]
+
+    def _search(self, queries: np.ndarray, top_k: int, candidates: np.ndarray | None) -> tuple[np.ndarray, np.ndarray]:
+        rows = None if candidates is None else self._present(candidates, "search among candidates")
+        ids, scores = missing(len(queries), top_k)
+        vectors, mask, searcher = self.vectors, self.alive, self.build()
+        places = min(top_k, int(mask.sum()) if rows is None else len(rows))
+        if places == 0 or len(queries) == 0:
+            return ids, scores
+        if rows is not None and len(rows) <= (len(self) // 4 if searcher.complete else MAX_EXACT):
+            vectors, mask = self.vectors[rows], np.ones(len(rows), dtype=bool)
+            searcher = ExactSearcher(vectors)
+        elif rows is not None:
+            mask = np.zeros(len(self), dtype=bool)
+            mask[rows] = True
+            rows = None
+        found, scores[:, :places] = ranked(searcher, vectors, mask, queries, places)
+        ids[:, :places] = found if rows is None else rows[found]
+        return ids, scores
+
+    def _present(self, ids: np.ndarray, purpose: str) -> np.ndarray:
+        """The ids, each once and ascending."""
+        ids = np.unique(np.asarray(ids, dtype=np.int64))
+        inside = (ids >= 0) & (ids < len(self))
+        wrong = ids[~(inside & self.alive[np.where(inside, ids, 0)])] if len(self) else ids
+        if len(wrong):
+            raise ValueError(f"cannot {purpose} {wrong[:10].tolist()}: not among the {self.num_alive} labels present")
+        return ids
 
 
-def read_json(files: Files, name: str) -> Any:
-    with open(required(files, name), encoding="utf8") as file:
-        return json.load(file)
+def ranked(
+    searcher: Searcher,
+    vectors: np.ndarray | StoredRows,
+    alive: np.ndarray,
+    queries: np.ndarray,
+    places: int,
+    fill: bool = True,
+) -> tuple[np.ndarray, np.ndarray]:
+    """(N, places) ids and float32 scores by score descending, then id; ``places`` is at most the number alive.
+
+    With ``fill`` rows of which the searcher found too little are searched by looking at every vector.
+    """
+    # Beyond the last place: one shows a group of equal scores cut by it, more make up for rounding.
+    count = min(places + (1 if searcher.exact else max(64, places // 2)), int(alive.sum()))
+    ids, scores = searcher.search(queries, count, alive)
+    if not searcher.exact:
+        scores = np.stack([vectors[found] @ query for found, query in zip(ids, queries, strict=True)])
+        scores[ids < 0] = MISSING_SCORE
+    order = np.lexsort((ids, -scores))
+    ids, scores = np.take_along_axis(ids, order, 1), np.take_along_axis(scores, order, 1)
+    if searcher.complete:
+        short = (scores[:, places - 1] == scores[:, -1]) & (count > places)
+    else:
+        short = ids[:, places - 1] < 0
+    ids, scores = ids[:, :places], scores[:, :places]
+    for row in np.flatnonzero(short & fill):
+        every = np.where(alive, vectors @ queries[row], MISSING_SCORE)
+        ids[row] = np.argsort(-every, kind="stable")[:places]
+        scores[row] = every[ids[row]]
+    return ids, scores
 
 
-def required(files: Files, name: str) -> str:
-    path = files(name)
-    if path is None:
-        raise ValueError(f"the repo has no {name}; fetch the whole repo, or save it with Retriever.save_pretrained")
-    return path
+def best_of_rows(scores: np.ndarray, count: int) -> tuple[np.ndarray, np.ndarray]:
+    """The ``count`` largest of every row, in no order: maxima of groups first, then the best groups.
+
+    The ``count`` groups of the largest maxima hold the ``count`` largest scores, as a score outside them is at most
+    as large as ``count`` others. Selecting among L / 32 maxima and 32 * count scores beats selecting among L.
+
+    Args:
+        scores: (B, L).
+        count: From 1 to L.
+
+    Returns:
+        Columns (B, count) int64 and values (B, count).
+    """
+    batch, width = scores.shape
+    num_groups = width // _GROUP
+    if count == width:
+        return np.broadcast_to(np.arange(width), (batch, width)), scores
+    if num_groups <= 2 * count:
+        columns = np.argpartition(scores, width - count, axis=1)[:, width - count :]
+        return columns, np.take_along_axis(scores, columns, 1)
+    # Group g holds the columns g, g + num_groups, ...: its maximum is taken over whole rows of memory.
+    maxima = scores[:, : num_groups * _GROUP].reshape(batch, _GROUP, num_groups).max(1)
+    groups = np.argpartition(maxima, num_groups - count, axis=1)[:, num_groups - count :]  # (B, count)
+    columns = (groups[:, None, :] + (num_groups * np.arange(_GROUP))[:, None]).reshape(batch, -1)
+    last = np.arange(num_groups * _GROUP, width)
+    columns = np.hstack([columns, np.broadcast_to(last, (batch, len(last)))])  # (B, 32 count + L % 32)
+    values = np.take_along_axis(scores, columns, 1)
+    places = np.argpartition(values, values.shape[1] - count, axis=1)[:, values.shape[1] - count :]
+    return np.take_along_axis(columns, places, 1), np.take_along_axis(values, places, 1)
 
 
-def check_version(version: int, name: str) -> None:
-    if version > FORMAT_VERSION:
-        raise ValueError(
-            f"{name}: format_version {version} is newer than {FORMAT_VERSION}, which this file reads; "
-            "upgrade: pip install -U hf_xmc"
-        )
-
-
-def query_prompt(files: Files) -> str:
-    """What is put before every query."""
-    settings = read_json(files, "config_sentence_transformers.json")
-    prompts, default = settings.get("prompts") or {}, settings.get("default_prompt_name")
-    return (prompts.get(default) if prompts.get("query") is None else prompts["query"]) or ""
-
-
-def has_two_vectors(files: Files) -> bool:
-    """Whether a text has a second vector for the classifier, of a head of its own."""
-    dense = [row["path"] for row in read_json(files, "modules.json") if row["type"].endswith(".Dense")]
-    heads = (read_json(files, f"{path}/config.json") for path in dense)
-    return any(head.get("module_output_name") == "classifier_embedding" for head in heads)
+def missing(num_rows: int, num_places: int, dtype: type[np.floating] = np.float32) -> tuple[np.ndarray, np.ndarray]:
+    """Ids and scores (num_rows, num_places) of nothing."""
+    shape = (num_rows, num_places)
+    return np.full(shape, MISSING_ID, dtype=np.int64), np.full(shape, MISSING_SCORE, dtype=dtype)

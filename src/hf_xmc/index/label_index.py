@@ -1,4 +1,4 @@
-"""LabelIndex: the nearest label vectors of a query. Arrays in, arrays out; it knows no model."""
+"""LabelIndex: the nearest label vectors of a query, by an engine of choice. It knows no model."""
 
 from __future__ import annotations
 
@@ -9,23 +9,17 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from hf_xmc.index import faiss_kinds, files
-from hf_xmc.index.faiss_kinds import codes_searcher, faiss, graph_searcher, lists_searcher
-from hf_xmc.index.torch_kinds import (
-    MISSING_ID,
-    MISSING_SCORE,
-    Searcher,
-    TableSearcher,
-    cuda_searcher,
-    half_searcher,
-    int8_searcher,
-)
+from hf_xmc.hub.repo_xmc import FAISS_KINDS, read_about, read_faiss
+from hf_xmc.hub.search_xmc import MAX_EXACT, ExactSearcher, FaissSearcher, Searcher, VectorIndex, faiss, ranked
+from hf_xmc.index import files
+from hf_xmc.index.faiss_kinds import codes_searcher, graph_searcher, lists_searcher, require_faiss
+from hf_xmc.index.torch_kinds import cuda_searcher, half_searcher, int8_searcher
 
 logger = logging.getLogger(__name__)
 
 # What each kind searches; the first four look at every label, the last three need FAISS.
 KINDS: dict[str, Callable[[np.ndarray], Searcher]] = {
-    "exact": TableSearcher,
+    "exact": ExactSearcher,
     "half": half_searcher,
     "int8": int8_searcher,
     "cuda": cuda_searcher,
@@ -33,14 +27,12 @@ KINDS: dict[str, Callable[[np.ndarray], Searcher]] = {
     "ivf": lists_searcher,
     "pq": codes_searcher,
 }
-# Labels that are all looked at by default; so many candidates are, whatever the kind.
-MAX_EXACT = 200_000
 # An approximate kind works as hard as this recall@100 takes.
 MIN_RECALL = 0.99
 _RECALL_TOP_K, _RECALL_QUERIES = 100, 200
 
 
-class LabelIndex:
+class LabelIndex(VectorIndex):
     """Inner-product search over label vectors, its kind chosen by the number of labels or asked for.
 
     Label ids are row numbers and stay what they are: removed labels leave a gap, new ones are appended. Scores are
@@ -66,6 +58,8 @@ class LabelIndex:
         ImportError: for a kind that needs FAISS where it is not installed.
     """
 
+    vectors: np.ndarray
+
     def __init__(
         self,
         vectors: np.ndarray,
@@ -78,30 +72,17 @@ class LabelIndex:
         if vectors.ndim != 2 or vectors.shape[1] == 0:
             raise ValueError(f"label vectors must have shape (L, D) with D > 0, got {vectors.shape}")
         _check_finite(vectors, 0)
-        self.vectors = vectors
-        self.alive = np.ones(len(vectors), dtype=bool) if alive is None else np.asarray(alive, dtype=bool)
-        if self.alive.shape != (len(vectors),):
-            raise ValueError(f"alive must have shape ({len(vectors)},), got {self.alive.shape}")
+        super().__init__(vectors, alive)
         if kind != "auto" and kind not in KINDS:
             raise ValueError(f"kind must be 'auto' or one of {', '.join(KINDS)}; got {kind!r}")
         self.kind = _default_kind(len(vectors)) if kind == "auto" else kind
         self._recall_queries = recall_queries
         self._recall = 1.0
-        self._searcher: Searcher | None = None  # made by the first search
 
     @classmethod
     def exact(cls, vectors: np.ndarray) -> LabelIndex:
         """An index for metrics and fits, which no approximation may colour: exact, on a GPU where there is one."""
         return cls(vectors, kind="cuda" if torch.cuda.is_available() else "exact")
-
-    def __len__(self) -> int:
-        """Number of ids, removed ones included."""
-        return len(self.vectors)
-
-    @property
-    def num_alive(self) -> int:
-        """Number of labels that a search can return."""
-        return int(self.alive.sum())
 
     @property
     def num_bytes(self) -> int:
@@ -147,64 +128,17 @@ class LabelIndex:
             queries = self.vectors[ids[:: -(-len(ids) // _RECALL_QUERIES)]]
         queries = np.ascontiguousarray(queries, dtype=np.float32)
         places = min(_RECALL_TOP_K, self.num_alive)
-        _, wanted = _ranked(TableSearcher(self.vectors), self.vectors, self.alive, queries, places)
+        _, wanted = ranked(ExactSearcher(self.vectors), self.vectors, self.alive, queries, places)
         # By score, not by id: labels of one score stand for each other, but for rounding.
         least = wanted[:, -1:] - 1e-5 * np.abs(wanted[:, -1:])
         recall = 0.0
         for effort in searcher.efforts:
             searcher.effort = effort
-            _, scores = _ranked(searcher, self.vectors, self.alive, queries, places, fill=False)
+            _, scores = ranked(searcher, self.vectors, self.alive, queries, places, fill=False)
             recall = float((scores >= least).mean())
             if recall >= MIN_RECALL:
                 break
         return recall
-
-    def search(
-        self, queries: np.ndarray, top_k: int, candidates: np.ndarray | None = None
-    ) -> tuple[np.ndarray, np.ndarray]:
-        """The ``top_k`` labels of the largest inner product.
-
-        Args:
-            queries: (N, D) float32.
-            top_k: At least 1; places beyond the number of labels hold id -1 and score -inf.
-            candidates: (C,) int64, the only ids to look at; None for all. Up to 200,000 are searched exactly.
-
-        Returns:
-            ids (N, top_k) int64 and scores (N, top_k) float32, scores descending, equal scores by ascending id.
-
-        Raises:
-            ValueError: for a top_k below 1, queries of another width, or candidates that are no labels.
-        """
-        queries = np.ascontiguousarray(queries, dtype=np.float32)
-        if top_k < 1:
-            raise ValueError(f"top_k must be at least 1, got {top_k}")
-        if queries.ndim != 2 or queries.shape[1] != self.vectors.shape[1]:
-            raise ValueError(f"queries must have shape (N, {self.vectors.shape[1]}), got {queries.shape}")
-        rows = None if candidates is None else self._present(candidates, "search among candidates")
-        ids = np.full((len(queries), top_k), MISSING_ID, dtype=np.int64)
-        scores = np.full((len(queries), top_k), MISSING_SCORE, dtype=np.float32)
-        places = min(top_k, self.num_alive if rows is None else len(rows))
-        if places == 0 or len(queries) == 0:
-            return ids, scores
-        searcher, vectors, mask = self.build(), self.vectors, self.alive
-        if rows is not None and len(rows) <= (len(self) // 4 if searcher.complete else MAX_EXACT):
-            vectors, mask = self.vectors[rows], np.ones(len(rows), dtype=bool)
-            searcher = TableSearcher(vectors)
-        elif rows is not None:
-            mask = np.zeros(len(self), dtype=bool)
-            mask[rows] = True
-            rows = None
-        found, scores[:, :places] = _ranked(searcher, vectors, mask, queries, places)
-        ids[:, :places] = found if rows is None else rows[found]
-        return ids, scores
-
-    def _present(self, ids: np.ndarray, purpose: str) -> np.ndarray:
-        """The ids, each once and ascending."""
-        ids = np.unique(np.asarray(ids, dtype=np.int64))
-        wrong = [int(i) for i in ids if not 0 <= i < len(self) or not self.alive[i]]
-        if wrong:
-            raise ValueError(f"cannot {purpose} {wrong[:10]}: not among the {self.num_alive} labels present")
-        return ids
 
     def add(self, vectors: np.ndarray) -> np.ndarray:
         """Append labels: vectors (n, D) float32. Returns their new ids, (n,) int64."""
@@ -230,17 +164,13 @@ class LabelIndex:
         self.alive[ids] = False
 
     def save(self, path: str | Path) -> None:
-        """Write the index in FAISS's own format, and its kind and recall beside it in a ``.json`` of the same name.
+        """Write what was built, and beside it, in a ``.json`` of the same name, its kind, recall and what it is of.
 
-        Kinds that look at every label are written as a flat index of the float32 vectors.
+        Kinds that look at every label are made of the vectors in no time: of them the JSON is all that is written.
 
         Args:
-            path: The file, for example ``folder / "index.faiss"``.
-
-        Raises:
-            ImportError: if FAISS is not installed.
+            path: The file in FAISS's own format, for example ``folder / "index.faiss"``.
         """
-        faiss_kinds.require_faiss("to write an index file")
         files.write(Path(path), self.vectors, self.build(), self.kind, self._recall)
 
     @classmethod
@@ -256,44 +186,26 @@ class LabelIndex:
             mmap: Leave the file on disk and let the system read what a search touches.
 
         Raises:
-            ValueError: naming the file that is missing, damaged or made of other vectors; build the index anew then.
-            ImportError: if FAISS is not installed.
+            ValueError: Naming the file that is missing, damaged or made of other vectors; build the index anew then.
+            ImportError: If the kind needs FAISS and it is not installed.
         """
-        faiss_kinds.require_faiss("to read an index file")
-        stored = files.read(Path(path), vectors, mmap, tuple(KINDS))
-        kind = stored.kind if stored.kind != "cuda" or torch.cuda.is_available() else "exact"
+        note = Path(path).with_suffix(".json")
+        if not note.is_file():
+            raise ValueError(f"{note} is missing; build the index anew")
+        about = read_about(note, vectors)
+        kind = about["kind"]
+        if kind not in KINDS:
+            raise ValueError(
+                f"{note} tells of kind {kind!r}, expected one of {', '.join(KINDS)}; build the index anew"
+            )
+        if kind == "cuda" and not torch.cuda.is_available():
+            kind = "exact"
         index = cls(vectors, alive, kind)
-        index._recall = stored.recall
-        if stored.searcher is not None:
-            index._take(stored.searcher)
+        index._recall = about["recall"]
+        if kind in FAISS_KINDS:
+            require_faiss("to read an index file")
+            index._take(FaissSearcher(read_faiss(Path(path), about, mmap), about["effort"]))
         return index
-
-
-def _ranked(
-    searcher: Searcher, vectors: np.ndarray, alive: np.ndarray, queries: np.ndarray, places: int, fill: bool = True
-) -> tuple[np.ndarray, np.ndarray]:
-    """(N, places) ids and float32 scores by score descending, then id; ``places`` is at most the number alive.
-
-    With ``fill`` rows of which the searcher found too little are searched by looking at every label.
-    """
-    # Beyond the last place: one shows a group of equal scores cut by it, more make up for rounding.
-    count = min(places + (1 if searcher.exact else max(64, places // 2)), int(alive.sum()))
-    ids, scores = searcher.search(queries, count, alive)
-    if not searcher.exact:
-        scores = np.stack([vectors[found] @ query for found, query in zip(ids, queries, strict=True)])
-        scores[ids < 0] = MISSING_SCORE
-    order = np.lexsort((ids, -scores))
-    ids, scores = np.take_along_axis(ids, order, 1), np.take_along_axis(scores, order, 1)
-    if searcher.complete:
-        short = (scores[:, places - 1] == scores[:, -1]) & (count > places)
-    else:
-        short = ids[:, places - 1] < 0
-    ids, scores = ids[:, :places], scores[:, :places]
-    for row in np.flatnonzero(short & fill):
-        every = np.where(alive, vectors @ queries[row], MISSING_SCORE)
-        ids[row] = np.argsort(-every, kind="stable")[:places]
-        scores[row] = every[ids[row]]
-    return ids, scores
 
 
 def _default_kind(num_labels: int) -> str:

@@ -1,19 +1,16 @@
-"""Structures that a LabelIndex searches by looking at every label, by torch: float32, 16 bits, 8 bits, on a GPU.
-
-FAISS's flat index is not among them: the matrix product in its wheel is as fast as torch's on some processors and a
-third as fast on others, and it keeps a copy of the vectors.
-"""
+"""Structures that a LabelIndex searches by looking at every label, by torch: 16 bits, 8 bits, on a GPU."""
 
 from __future__ import annotations
 
 import time
-from typing import Protocol
 
 import numpy as np
 import torch
 from torch import Tensor
 
-MISSING_ID, MISSING_SCORE = -1, -np.inf
+from hf_xmc.hub.filters_xmc import MISSING_SCORE
+from hf_xmc.hub.search_xmc import best_of_rows
+
 # Scores held at once: 256 MB in float32.
 _SCORES_AT_ONCE = 1 << 26
 # Labels whose rows are made float32 together: they stay in the cache for the product.
@@ -21,46 +18,11 @@ _ROWS_AT_ONCE = 4096
 _TIMED_QUERIES = 64
 
 
-class Searcher(Protocol):
-    """What finds labels of a large inner product.
-
-    ``exact``: its scores are the float32 products themselves. ``complete``: it looks at every label, so that only
-    rounding can hide one.
-    """
-
-    exact: bool
-    complete: bool
-    effort: int
-
-    @property
-    def efforts(self) -> list[int]:
-        """Values of ``effort`` to choose from, ascending; one where there is nothing to choose."""
-
-    @property
-    def num_bytes(self) -> int:
-        """Bytes that are searched."""
-
-    def search(self, queries: np.ndarray, count: int, alive: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """The ``count`` labels of the largest product for each query, in any order.
-
-        Args:
-            queries: (N, D) float32.
-            count: From 1 to the number of labels alive.
-            alive: (L,) bool, the labels to find.
-
-        Returns:
-            ids (N, count) int64, -1 where it found fewer, and scores (N, count) float32 in the searcher's precision.
-        """
-
-    def grown(self, vectors: np.ndarray) -> Searcher:
-        """A searcher of ``vectors`` (L, D) float32, which begin with the rows that this one has."""
-
-
 class TableSearcher:
     """Every label, as one matrix product and a selection by groups.
 
     Args:
-        vectors: (L, D) float32; the float32 form on the CPU keeps this array itself.
+        vectors: (L, D) float32.
         dtype: What a number is kept in: float32, float16 or bfloat16; int8 keeps a scale for each row.
         compute_dtype: What products are computed in; rows kept smaller are widened a few thousand at a time.
         device: Where.
@@ -77,26 +39,29 @@ class TableSearcher:
     ) -> None:
         self.exact = dtype == compute_dtype == torch.float32
         self.dtype, self.compute_dtype, self.device = dtype, compute_dtype, device
-        table = torch.from_numpy(vectors)
         self.scale: Tensor | None = None
-        if dtype != torch.float32:
-            # Largest number of each row, or of all: float16 and int8 have little range.
-            peak = table.abs().amax(dim=1) if dtype == torch.int8 else table.abs().amax().expand(len(table))
-            self.scale = peak.clamp(min=torch.finfo(torch.float32).tiny)  # (L,)
-            rows = torch.empty(table.shape, dtype=dtype)
-            for start in range(0, len(table), _ROWS_AT_ONCE):
-                part = slice(start, start + _ROWS_AT_ONCE)
-                units = table[part] / self.scale[part, None]
-                rows[part] = (units * 127).round() if dtype == torch.int8 else units
-            table = rows
-            self.scale = self.scale.to(device) if dtype == torch.int8 else None  # a common factor orders nothing
-        self.table = table.to(device)  # (L, D)
+        if dtype == torch.float32:
+            self.table = torch.tensor(vectors, device=device)  # (L, D)
+            return
+        # Largest number of each row, or of all: float16 and int8 have little range.
+        peaks = np.abs(vectors).max(axis=1) if dtype == torch.int8 else np.full(len(vectors), np.abs(vectors).max())
+        peaks = np.maximum(peaks, np.finfo(np.float32).tiny)  # (L,)
+        rows = torch.empty(vectors.shape, dtype=dtype)
+        for start in range(0, len(vectors), _ROWS_AT_ONCE):
+            part = slice(start, start + _ROWS_AT_ONCE)
+            units = torch.from_numpy(vectors[part] / peaks[part, None])
+            rows[part] = (units * 127).round() if dtype == torch.int8 else units
+        self.table = rows.to(device)
+        if dtype == torch.int8:  # a common factor orders nothing
+            self.scale = torch.from_numpy(peaks).to(device)
 
     @property
     def num_bytes(self) -> int:
+        """Bytes that are searched."""
         return self.table.nbytes + (0 if self.scale is None else self.scale.nbytes)
 
     def search(self, queries: np.ndarray, count: int, alive: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """See :class:`~hf_xmc.hub.search_xmc.Searcher`."""
         wanted = torch.from_numpy(queries)
         if not self.exact:
             wanted = torch.nn.functional.normalize(wanted, dim=1)  # stays within the range of float16
@@ -107,9 +72,9 @@ class TableSearcher:
             scores = self._scores(chunk)
             if len(dead):
                 scores.index_fill_(1, dead, MISSING_SCORE)
-            found.append(grouped_top_k(scores, count))
-        values, ids = (torch.cat(parts).cpu() for parts in zip(*found, strict=True))
-        return ids.numpy(), values.float().numpy()
+            found.append(_best(scores, count))
+        ids, values = (np.concatenate(parts) for parts in zip(*found, strict=True))
+        return ids, values
 
     def _scores(self, queries: Tensor) -> Tensor:
         """(B, D) -> (B, L)."""
@@ -122,37 +87,8 @@ class TableSearcher:
         return scores if self.scale is None else scores.mul_(self.scale)
 
     def grown(self, vectors: np.ndarray) -> TableSearcher:
+        """A searcher of ``vectors`` (L, D), made as this one was."""
         return TableSearcher(vectors, self.dtype, self.compute_dtype, self.device)
-
-
-def grouped_top_k(scores: Tensor, count: int, group: int = 32) -> tuple[Tensor, Tensor]:
-    """The ``count`` largest of every row, as torch.topk without order: maxima of groups first, then the best groups.
-
-    The ``count`` groups of the largest maxima hold the ``count`` largest scores, as a score outside them is at most
-    as large as ``count`` others. Selecting among L / group maxima and count * group scores beats selecting among L.
-
-    Args:
-        scores: (B, L).
-        count: From 1 to L.
-        group: Scores in a group.
-
-    Returns:
-        Values (B, count) and columns (B, count) int64.
-    """
-    batch, width = scores.shape
-    num_groups = width // group
-    if num_groups <= 2 * count:
-        values, columns = torch.topk(scores, count, dim=1, sorted=False)
-        return values, columns
-    # Group g holds the columns g, g + num_groups, ...: its maximum is taken over whole rows of memory.
-    body = scores[:, : num_groups * group].unflatten(1, (group, num_groups))
-    best = torch.topk(body.amax(dim=1), count, dim=1, sorted=False).indices  # (B, count)
-    members = num_groups * torch.arange(group, device=scores.device)
-    columns = (best[:, None, :] + members[:, None]).flatten(1)
-    rest = torch.arange(num_groups * group, width, device=scores.device).expand(batch, -1)
-    columns = torch.cat([columns, rest], dim=1)  # (B, count * group + L % group)
-    values, places = torch.topk(scores.gather(1, columns), count, dim=1, sorted=False)
-    return values, columns.gather(1, places)
 
 
 def half_searcher(vectors: np.ndarray) -> TableSearcher:
@@ -177,10 +113,20 @@ def half_searcher(vectors: np.ndarray) -> TableSearcher:
 
 
 def int8_searcher(vectors: np.ndarray) -> TableSearcher:
+    """Rows in 8 bits with a scale each."""
     return TableSearcher(vectors, torch.int8)
 
 
 def cuda_searcher(vectors: np.ndarray) -> TableSearcher:
+    """Rows in float32 on a GPU."""
     if not torch.cuda.is_available():
         raise ValueError("kind 'cuda' needs a GPU that torch can use, and there is none; take 'auto' or 'exact'")
     return TableSearcher(vectors, device="cuda")
+
+
+def _best(scores: Tensor, count: int) -> tuple[np.ndarray, np.ndarray]:
+    """Columns and float32 values (B, count) of the largest scores (B, L) of every row, in no order."""
+    if scores.device.type == "cpu":
+        return best_of_rows(scores.float().numpy(), count)
+    values, columns = torch.topk(scores, count, dim=1, sorted=False)
+    return columns.cpu().numpy(), values.float().cpu().numpy()

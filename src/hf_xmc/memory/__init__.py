@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from hf_xmc.memory.evidence import Evidence
+from hf_xmc.hub.votes_xmc import Evidence, MemoryForm
 from hf_xmc.memory.fit import MemoryFit, fit_memory
-from hf_xmc.memory.form import MemoryForm
+from hf_xmc.memory.fold import fit_fold, fold_rows
 from hf_xmc.memory.knowledge_memory import KnowledgeMemory
 
 __all__ = [
@@ -12,5 +12,7 @@ __all__ = [
     "KnowledgeMemory",
     "MemoryFit",
     "MemoryForm",
+    "fit_fold",
     "fit_memory",
+    "fold_rows",
 ]

@@ -1,4 +1,4 @@
-"""Choosing how a KnowledgeMemory votes, and folding it into the label vectors."""
+"""Choosing how a KnowledgeMemory votes, on held-out rows."""
 
 from __future__ import annotations
 
@@ -9,11 +9,8 @@ from typing import Any
 import numpy as np
 import scipy.sparse as sp
 
-from hf_xmc.index.label_index import LabelIndex
-from hf_xmc.memory.form import MemoryForm
-from hf_xmc.memory.keys import as_filters
+from hf_xmc.hub.votes_xmc import MemoryForm
 from hf_xmc.memory.knowledge_memory import KnowledgeMemory
-from hf_xmc.metrics.functional import drop_pairs
 from hf_xmc.metrics.judged import judge, ranking_ratios
 
 # What `fit_memory` tries, in this order within a round. Ends of row_weight are the label search and plain kNN.
@@ -23,7 +20,6 @@ _GRID: dict[str, tuple[Any, ...]] = {
     "frequency_power": (-0.4, -0.2, -0.1, -0.05, 0, 0.05, 0.1, 0.2, 0.4),
     "num_keys": (10, 25, 50, 100, 200),
 }
-_FOLD_WEIGHTS = (0, 0.2, 0.4, 0.5, 0.6, 0.8)
 # Standard errors from a gain to the lower end of its 95 % interval.
 _SURE = 1.96
 # What a blend may cost either of its metrics: a quarter of a point.
@@ -69,20 +65,20 @@ def fit_memory(
         truth: scipy sparse (N, L), the labels of the queries.
         inverse_propensities: (L,), of the training rows.
         psp_weight: 0 for precision@1, 1 for psp@1, between them a blend.
-        own_rows, filters: As in :meth:`KnowledgeMemory.search`.
+        own_rows: As in :meth:`KnowledgeMemory.search`, and
+        filters: likewise.
     """
-    score = _target(truth, inverse_propensities, psp_weight)
-    pairs = as_filters(filters)
+    score = target_of(truth, inverse_propensities, psp_weight)
     widest = MemoryForm(row_weight=0.5, num_keys=int(max(_GRID["num_keys"])))
-    found = memory.find(queries, widest, own_rows, pairs)
+    found = memory.find(queries, widest, own_rows, filters)
     plain = MemoryForm(row_weight=0)
-    baseline = score(memory.rank(found, plain, 1, pairs)[0])
+    baseline = score(memory.rank(found, plain, 1, filters)[0])
     trials = {plain: (0.0, baseline)}
 
     def value_of(form: MemoryForm) -> float:
         if form not in trials:
-            scored = score(memory.rank(found, form, 1, pairs)[0])
-            trials[form] = _sure_gain(scored, baseline), scored
+            scored = score(memory.rank(found, form, 1, filters)[0])
+            trials[form] = sure_gain(scored, baseline), scored
         return trials[form][0]
 
     best, before = MemoryForm(), None
@@ -97,101 +93,42 @@ def fit_memory(
     return MemoryFit(best, chosen.precision, chosen.psp, baseline.precision, baseline.psp, len(trials))
 
 
-def fold_rows(
-    label_vectors: np.ndarray, row_vectors: np.ndarray, truth: sp.csr_matrix, row_weight: float = 0.5
-) -> np.ndarray:
-    """Label vectors that remember their training rows: a memory without a larger index (PEFA-XS).
-
-        z'_l = (1 - row_weight) z_l + row_weight |z_l| m_l / |m_l|,   m_l = sum of the vectors of l's training rows
-
-    The sum is not cut to unit length again: a label whose text and rows disagree becomes shorter and so less ready to
-    be predicted, which measured several points better. Labels without training rows stay as they are.
-
-    Args:
-        label_vectors: (L, D) float32.
-        row_vectors: (N, D) float32, in the space of the label vectors (see :class:`KnowledgeMemory`).
-        truth: scipy sparse (N, L).
-        row_weight: In [0, 1]; 0 changes nothing.
-
-    Returns:
-        (L, D) float32, for a :class:`~hf_xmc.LabelIndex`.
-    """
-    if not 0 <= row_weight <= 1:
-        raise ValueError(f"row_weight must lie in [0, 1], got {row_weight}")
-    if truth.shape != (len(row_vectors), len(label_vectors)):
-        raise ValueError(f"truth must have shape {(len(row_vectors), len(label_vectors))}, got {truth.shape}")
-    labels = np.asarray(label_vectors, dtype=np.float32)
-    sums = np.asarray(sp.csr_matrix(truth).T @ np.asarray(row_vectors, dtype=np.float32))  # (L, D)
-    length = np.linalg.norm(sums, axis=1, keepdims=True)
-    towards = np.linalg.norm(labels, axis=1, keepdims=True) * sums / np.maximum(length, 1e-12)
-    folded = (1 - row_weight) * labels + row_weight * towards
-    return np.where(length > 0, folded, labels).astype(np.float32)
-
-
-def fit_fold(
-    label_vectors: np.ndarray,
-    row_vectors: np.ndarray,
-    row_truth: sp.csr_matrix,
-    queries: np.ndarray,
-    truth: sp.csr_matrix,
-    inverse_propensities: np.ndarray,
-    *,
-    psp_weight: float = 0.2,
-    filters: np.ndarray | None = None,
-) -> float:
-    """The row_weight of :func:`fold_rows` of the surest gain, as :func:`fit_memory` defines it; 0 where none is sure.
-
-    The queries must be held-out rows: a training row is part of its own labels' vectors.
-
-    Args:
-        label_vectors, row_vectors, row_truth: What :func:`fold_rows` folds.
-        queries, truth, inverse_propensities, psp_weight, filters: As in :func:`fit_memory`.
-    """
-    score, pairs = _target(truth, inverse_propensities, psp_weight), as_filters(filters)
-    depth = 1 + (int(np.bincount(pairs[:, 0]).max()) if len(pairs) else 0)
-
-    def scored(weight: float) -> _Scored:
-        folded = LabelIndex.exact(fold_rows(label_vectors, row_vectors, row_truth, weight))
-        return score(drop_pairs(*folded.search(queries, depth), pairs)[0][:, :1])
-
-    plain = scored(0)
-    return max(_FOLD_WEIGHTS, key=lambda weight: _sure_gain(scored(weight), plain) if weight else 0.0)
-
-
 @dataclass(frozen=True)
-class _Scored:
+class Scored:
+    """What a ranking of one place gives."""
+
     rows: np.ndarray  # (N,) float64, what each query gives to the blend, which is their mean
     precision: float
     psp: float
     is_blend: bool
 
-    def floor(self, baseline: _Scored) -> float:
+    def floor(self, baseline: Scored) -> float:
         """The gain of the metric that gains less; of a blend alone, else 0."""
         gains = self.precision - baseline.precision, self.psp - baseline.psp
         return min(gains) if self.is_blend else 0.0
 
 
-def _target(
+def target_of(
     truth: sp.csr_matrix, inverse_propensities: np.ndarray, psp_weight: float
-) -> Callable[[np.ndarray], _Scored]:
-    """Judges ids (N, 1)."""
+) -> Callable[[np.ndarray], Scored]:
+    """What judges ids (N, 1) by (1 - psp_weight) precision@1 + psp_weight psp@1."""
     if not 0 <= psp_weight <= 1:
         raise ValueError(f"psp_weight must lie in [0, 1], got {psp_weight}")
 
-    def score(ids: np.ndarray) -> _Scored:
+    def score(ids: np.ndarray) -> Scored:
         ratios = ranking_ratios(judge(ids, truth, 1, inverse_propensities))
-        parts = [
+        precision, psp = (
             top[:, 0] * (len(top) / max(bottom.sum(), np.finfo(np.float64).tiny))
             for top, bottom in (ratios["precision"], ratios["psp"])
-        ]
-        rows = (1 - psp_weight) * parts[0] + psp_weight * parts[1]
-        return _Scored(rows, *(float(part.mean()) for part in parts), 0 < psp_weight < 1)
+        )
+        rows = (1 - psp_weight) * precision + psp_weight * psp
+        return Scored(rows, float(precision.mean()), float(psp.mean()), 0 < psp_weight < 1)
 
     return score
 
 
-def _sure_gain(scored: _Scored, baseline: _Scored) -> float:
-    """Lower end of the paired 95 % interval of the blend's gain; -inf of a single query, or where a metric loses."""
+def sure_gain(scored: Scored, baseline: Scored) -> float:
+    """The lower end of the paired 95 % interval of the gain; -inf of a single query, or where a metric loses."""
     gains = scored.rows - baseline.rows
     if len(gains) < 2 or scored.floor(baseline) < -_MOST_LOST:
         return -np.inf

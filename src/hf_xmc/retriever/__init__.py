@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from hf_xmc.retriever.calibration import Calibration
-from hf_xmc.retriever.ranking import Ranking
+from hf_xmc.hub.answers_xmc import Calibration, Ranking
 from hf_xmc.retriever.retriever import Retriever
 
 __all__ = [

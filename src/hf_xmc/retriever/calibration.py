@@ -1,4 +1,4 @@
-"""Scores into probabilities of the label being right, cut-offs made of them, and the file that keeps them."""
+"""Fitting what makes probabilities of scores, and the file that keeps it; ``hub/answers_xmc.py`` applies it."""
 
 from __future__ import annotations
 
@@ -8,61 +8,18 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from scipy.sparse import csr_matrix
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import log_loss
 from sklearn.model_selection import KFold
 
+from hf_xmc.hub.answers_xmc import CONTEXT, Calibration, facts_of, nearest
+from hf_xmc.hub.checks_xmc import Parts
+from hf_xmc.hub.filters_xmc import MISSING_ID
+from hf_xmc.hub.repo_xmc import FORMAT_VERSION, check_version
 from hf_xmc.metrics.reliability import CUTS, CalibrationReport, Reliability, ReliabilityBin, base_rates, measure
 
-FORMAT_VERSION = 1
-# Best scores of a query that its mass is summed over.
-CONTEXT = 100
 _SCALES = (1.0, 2.0, 4.0, 8.0, 16.0)
-
-
-@dataclass(frozen=True)
-class Calibration:
-    """The probability that a label is right, from its score s and the best scores s_1 >= s_2 >= ... of its query:
-
-        p = sigmoid(slope s + top s_1 + mass m + offset),   m = 1 / scale log sum_j exp(scale s_j)
-
-    Platt's scaling (1999) with two facts of the query: how good its best label is, and how many are as good; with
-    slope = -mass = scale and no more, p/(1 - p) is the softmax. Within a query p rises strictly with the score, so no
-    ranking changes.
-
-    Args:
-        slope: Above 0.
-        top, mass, offset: Any finite number.
-        scale: Above 0, in units of 1 / score.
-        memory: Whether it is of the votes of a memory, whose scores are others than those of a label search.
-    """
-
-    slope: float
-    top: float
-    mass: float
-    offset: float
-    scale: float
-    memory: bool = False
-
-    def __post_init__(self) -> None:
-        numbers = (self.slope, self.top, self.mass, self.offset, self.scale)
-        if not np.isfinite(numbers).all() or self.slope <= 0 or self.scale <= 0:
-            raise ValueError(f"expected finite numbers with slope and scale above 0, got {self}")
-
-    def probabilities(self, scores: np.ndarray, context: np.ndarray) -> np.ndarray:
-        """p of each score.
-
-        Args:
-            scores: (N, K) float, -inf for a missing place.
-            context: (N, C) float, the ``CONTEXT`` best scores of each query among all labels, descending.
-
-        Returns:
-            (N, K) float64 in [0, 1], 0 in missing places.
-        """
-        scores = np.asarray(scores, dtype=np.float64)
-        top, mass = _facts(context, self.scale)
-        logits = self.slope * scores + self.top * top + self.mass * mass + self.offset
-        return np.where(np.isfinite(scores), 1 / (1 + np.exp(-np.clip(logits, -700, 700))), 0.0)
 
 
 def fit_calibration(scores: np.ndarray, right: np.ndarray, memory: bool = False) -> Calibration:
@@ -100,7 +57,7 @@ def _fit(
     scores: np.ndarray, places: np.ndarray, wanted: np.ndarray, scale: float, memory: bool
 ) -> tuple[float, dict[str, Any]]:
     """The log loss of the best fit with this scale, and its numbers."""
-    top, mass = (np.broadcast_to(fact, scores.shape)[places] for fact in _facts(scores, scale))
+    top, mass = (np.broadcast_to(fact, scores.shape)[places] for fact in facts_of(scores, scale))
     facts = np.stack([scores[places], top, mass], axis=1)
     centre, spread = facts.mean(0), np.maximum(facts.std(0), 1e-12)
     model = LogisticRegression(C=1e3, max_iter=1000).fit((facts - centre) / spread, wanted)
@@ -114,31 +71,6 @@ def _fit(
     }
 
 
-def _facts(context: np.ndarray, scale: float) -> tuple[np.ndarray, np.ndarray]:
-    """s_1 and m (N, 1) of the best scores (N, C); 0 for a query without any."""
-    context = np.asarray(context, dtype=np.float64)[:, :CONTEXT]
-    top = np.where(np.isfinite(context[:, :1]), context[:, :1], 0.0)
-    mass = top + np.log(np.maximum(np.exp(scale * (context - top)).sum(1, keepdims=True), 1e-300)) / scale
-    return top, np.where(np.isfinite(context[:, :1]), mass, 0.0)
-
-
-def longest_prefix(probabilities: np.ndarray, min_precision: float) -> np.ndarray:
-    """How many labels of each query to keep so that their expected precision reaches a wish, and no longer list does.
-
-    Args:
-        probabilities: (N, K), descending.
-        min_precision: In (0, 1].
-
-    Returns:
-        (N,) int64 in 0 .. K: the largest k with ``probabilities[:, :k].mean() >= min_precision``. As p descends, so do
-        the means, and 0 says that not even the first label is that likely.
-    """
-    if not 0 < min_precision <= 1:
-        raise ValueError(f"min_precision must lie in (0, 1], got {min_precision}")
-    means = np.cumsum(probabilities, axis=1) / np.arange(1, probabilities.shape[1] + 1)
-    return (means >= min_precision).sum(1)
-
-
 def cross_fitted_report(scores: np.ndarray, right: np.ndarray, num_folds: int = 5) -> CalibrationReport:
     """What :func:`fit_calibration` promises for texts it has not seen: each fifth judged by a fit on the others."""
     probabilities = np.zeros(scores.shape)
@@ -146,6 +78,27 @@ def cross_fitted_report(scores: np.ndarray, right: np.ndarray, num_folds: int = 
         fit = fit_calibration(scores[rest], right[rest])
         probabilities[fold] = fit.probabilities(scores[fold], scores[fold])
     return measure(probabilities, scores, right, base_rates(scores, right))
+
+
+def judge_queries(
+    parts: Parts, queries: np.ndarray, truth: csr_matrix, memory: bool, filters: np.ndarray | None
+) -> tuple[np.ndarray, np.ndarray]:
+    """The ``CONTEXT`` best scores of queries (N, D) and which of them are right, both (N, CONTEXT).
+
+    Raises:
+        ValueError: For a truth of other queries or labels, or without any query.
+    """
+    truth, num_labels = csr_matrix(truth), len(parts.labels)
+    if truth.shape[0] != len(queries) or truth.shape[1] > num_labels or not len(queries):
+        raise ValueError(
+            f"truth must have shape ({len(queries)}, at most {num_labels}) for {len(queries)} texts and "
+            f"{num_labels} labels, at least one each, got {truth.shape}"
+        )
+    ids, scores, _ = nearest(parts, queries, CONTEXT, memory, filters=filters)
+    wanted = truth.tocoo()
+    known = wanted.row.astype(np.int64)[wanted.data > 0] * num_labels + wanted.col[wanted.data > 0]
+    found = np.arange(len(ids))[:, None] * num_labels + ids
+    return scores, np.isin(found, known) & (ids != MISSING_ID)
 
 
 # -- saving and loading -----------------------------------------------------------------------------------------------
@@ -158,6 +111,15 @@ class FittedCalibration:
     calibration: Calibration
     base_rates: dict[int, float]
     report: CalibrationReport
+
+    @property
+    def memory(self) -> bool:
+        """Whether it is of the votes of a memory."""
+        return self.calibration.memory
+
+    def probabilities(self, scores: np.ndarray, context: np.ndarray) -> np.ndarray:
+        """See :class:`~hf_xmc.hub.answers_xmc.Calibration`."""
+        return self.calibration.probabilities(scores, context)
 
     def save(self, file: str | Path) -> None:
         """Write ``calibration.json``."""
@@ -173,9 +135,7 @@ class FittedCalibration:
         """
         try:
             content = json.loads(Path(file).read_text(encoding="utf8"))
-            version = content["format_version"]
-            if version > FORMAT_VERSION:
-                raise ValueError(f"format_version {version} is newer than {FORMAT_VERSION}: pip install -U hf_xmc")
+            check_version(content["format_version"], file)
             report = content["report"]
             parts = tuple(
                 Reliability(**part | {"bins": tuple(ReliabilityBin(**each) for each in part["bins"])})

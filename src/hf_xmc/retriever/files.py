@@ -7,40 +7,56 @@ import logging
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from huggingface_hub import snapshot_download
+from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+from huggingface_hub.utils import validate_repo_id
 from safetensors import safe_open
-from safetensors.numpy import load_file, save_file
+from safetensors.numpy import save_file
 from sentence_transformers.sentence_transformer.modules import StaticEmbedding
 
-from hf_xmc.encoders.encoder import CONFIG_FILE, XMCEncoder, check_format_version
+from hf_xmc.encoders.encoder import XMCEncoder
 from hf_xmc.encoders.lora import has_lora
 from hf_xmc.encoders.shared_static import SharedStaticEmbedding
 from hf_xmc.hub import PUBLISHED_FILES, pipeline_xmc
-from hf_xmc.index.label_index import LabelIndex, faiss
+from hf_xmc.hub.answers_xmc import read_texts
+from hf_xmc.hub.repo_xmc import (
+    CALIBRATION_FILE,
+    CONFIG_FILE,
+    FAISS_KINDS,
+    INDEX_FILE,
+    LABELS_FILE,
+    MEMORY_TEXTS_FILE,
+    VECTORS_FILE,
+    Folder,
+    read_about,
+    read_alive,
+    read_halves,
+    read_labels,
+    read_versioned,
+)
+from hf_xmc.index.label_index import LabelIndex
 from hf_xmc.memory.knowledge_memory import KnowledgeMemory
 from hf_xmc.metrics.plots import plot_reliability
 from hf_xmc.retriever.calibration import FittedCalibration
 
-LABELS_FILE, VECTORS_FILE, INDEX_FILE = "labels.json", "label_embeddings.safetensors", "index.faiss"
-MEMORY_FOLDER, MEMORY_TEXTS_FILE, CALIBRATION_FILE = "memory", "texts.json", "calibration.json"
-RELIABILITY_FILE = "reliability.png"
+MEMORY_FOLDER, RELIABILITY_FILE = "memory", "reliability.png"
 # Of these a repo that is saved over may hold one of an earlier retriever; its export answers with other vectors.
 OPTIONAL = (INDEX_FILE, "index.json", MEMORY_FOLDER, CALIBRATION_FILE, RELIABILITY_FILE, "onnx")
 _PIPELINES = {"xmc-retrieval": {"impl": "pipeline_xmc.XMCRetrievalPipeline", "pt": ["AutoModel"], "type": "text"}}
 logger = logging.getLogger(__name__)
-_WAY_OUT = "fetch or save the repo again"
 
 
-@dataclass
+@dataclass(frozen=True)
 class RetrieverParts:
-    """What a retriever's folder holds.
+    """What a retriever is made of and its folder holds; never changed, but replaced as a whole.
 
     Attributes:
         encoder: The encoder, with or without a classifier.
@@ -57,12 +73,12 @@ class RetrieverParts:
     """
 
     encoder: XMCEncoder
-    labels: list[str]
+    labels: Sequence[str]
     embedding: np.ndarray
     classifier: np.ndarray | None
     index: LabelIndex
     memory: KnowledgeMemory | None = None
-    memory_texts: list[str] = field(default_factory=list)
+    memory_texts: Sequence[str] = ()
     calibration: FittedCalibration | None = None
 
     def __post_init__(self) -> None:
@@ -122,11 +138,10 @@ def write_parts(parts: RetrieverParts, folder: Path) -> None:
     if parts.classifier is not None:
         vectors["classifier"] = parts.classifier
     save_file({name: np.ascontiguousarray(half) for name, half in vectors.items()}, folder / VECTORS_FILE)
-    if faiss is not None:
-        parts.index.save(folder / INDEX_FILE)
+    parts.index.save(folder / INDEX_FILE)
     if parts.memory is not None:
         parts.memory.save(folder / MEMORY_FOLDER)
-        _write_json(parts.memory_texts, folder / MEMORY_FOLDER / MEMORY_TEXTS_FILE)
+        _write_json(parts.memory_texts, folder / MEMORY_TEXTS_FILE)
     if parts.calibration is not None:
         parts.calibration.save(folder / CALIBRATION_FILE)
         if find_spec("matplotlib") is not None:
@@ -159,6 +174,35 @@ def _write_static_door(folder: Path, module: StaticEmbedding) -> None:
 # -- reading ----------------------------------------------------------------------------------------------------------
 
 
+def fetched(path: str | Path, *, revision: str | None = None, token: str | None = None) -> Path:
+    """The folder of a retriever: a local one as it is, a Hub repo fetched.
+
+    Args:
+        path: A folder, ``~`` for the home directory, or a Hub repo id.
+        revision: A branch, tag or commit of the Hub repo.
+        token: For private repos.
+
+    Raises:
+        ValueError: If there is neither such a folder nor such a repo.
+    """
+    folder = Path(path).expanduser()
+    if folder.is_dir():
+        return folder
+    try:
+        validate_repo_id(str(path))
+        return Path(snapshot_download(str(path), revision=revision, token=token))
+    except HFValidationError:
+        kind = "is a file" if folder.exists() else "does not exist"
+        raise ValueError(
+            f"{path} {kind}; expected a folder that Retriever.save_pretrained wrote, or a Hub id"
+        ) from None
+    except (HfHubHTTPError, LocalEntryNotFoundError) as error:
+        raise ValueError(
+            f"{path} is no folder here, and could not be fetched from the Hub ({type(error).__name__}: "
+            f"{str(error).strip().splitlines()[0]})"
+        ) from error
+
+
 def read_parts(folder: Path, device: str | None = None) -> RetrieverParts:
     """Read what :func:`write_parts` wrote.
 
@@ -167,73 +211,46 @@ def read_parts(folder: Path, device: str | None = None) -> RetrieverParts:
         device: Where the encoder runs.
 
     Raises:
-        ValueError: naming the file that is missing, damaged, of another size or a newer format version, and the way
+        ValueError: Naming the file that is missing, damaged, of another size or a newer format version, and the way
             out.
     """
-    config = _read_json(folder, CONFIG_FILE)
-    check_format_version(config, folder / CONFIG_FILE)
-    labels = _read_json(folder, LABELS_FILE)
-    vectors = _read_vectors(folder)
-    for name, half in vectors.items():
-        if len(half) != len(labels):
-            raise ValueError(
-                f"{folder}: {LABELS_FILE} has {len(labels)} labels but {VECTORS_FILE} {len(half)} rows of {name!r}; "
-                f"the repo is damaged, {_WAY_OUT}"
-            )
+    files = Folder(folder)
+    config = read_versioned(files, CONFIG_FILE)
+    labels = read_labels(files)
+    halves = read_halves(files, len(labels))
     encoder = _read_encoder(folder, device)
     if encoder.label_classifier is not None and encoder.label_classifier.num_targets != len(labels):
         raise ValueError(
             f"{folder}: {LABELS_FILE} has {len(labels)} labels but the classifier that {CONFIG_FILE} lists "
-            f"{encoder.label_classifier.num_targets} rows; the repo is damaged, {_WAY_OUT}"
+            f"{encoder.label_classifier.num_targets} rows; the repo is damaged, fetch or save it again"
         )
-    halves = vectors["embedding"], vectors.get("classifier")
-    alive = np.ones(len(labels), dtype=bool)
-    alive[config.get("removed_ids", [])] = False
-    parts = RetrieverParts(encoder, labels, *halves, _read_index(folder, encoder.join_labels(*halves), alive))
+    index = _read_index(folder, encoder.join_labels(*halves), read_alive(config, len(labels)))
+    memory, calibration = None, None
+    texts: Sequence[str] = ()
     if (folder / MEMORY_FOLDER).is_dir():
-        parts.memory = KnowledgeMemory.load(folder / MEMORY_FOLDER, parts.index)
-        parts.memory_texts = _read_json(folder, f"{MEMORY_FOLDER}/{MEMORY_TEXTS_FILE}")
-        if len(parts.memory_texts) != len(parts.memory):
-            raise ValueError(
-                f"{folder / MEMORY_FOLDER}: {MEMORY_TEXTS_FILE} has {len(parts.memory_texts)} texts, the memory "
-                f"{len(parts.memory)} rows; the repo is damaged, {_WAY_OUT}"
-            )
+        memory = KnowledgeMemory.load(folder / MEMORY_FOLDER, index)
+        texts = read_texts(files, len(memory))
     if (folder / CALIBRATION_FILE).is_file():
-        parts.calibration = FittedCalibration.load(folder / CALIBRATION_FILE)
-    return parts
-
-
-def _read_json(folder: Path, name: str) -> Any:
-    file = folder / name
-    if not file.is_file():
-        raise ValueError(f"{folder} has no {name}; save it with Retriever.save_pretrained, or fetch the whole repo")
-    try:
-        return json.loads(file.read_text(encoding="utf8"))
-    except ValueError as error:  # not JSON, or not UTF-8
-        raise ValueError(f"{file} is damaged ({error}); {_WAY_OUT}") from error
-
-
-def _read_vectors(folder: Path) -> dict[str, np.ndarray]:
-    file = folder / VECTORS_FILE
-    if not file.is_file():
-        raise ValueError(f"{folder} has no {VECTORS_FILE}; rebuild it: Retriever.build(XMCEncoder(folder), labels)")
-    try:
-        return load_file(file)
-    except Exception as error:  # safetensors raises a class of its own that is not exported everywhere
-        raise ValueError(f"{file} is damaged ({error}); {_WAY_OUT}") from error
+        calibration = FittedCalibration.load(folder / CALIBRATION_FILE)
+    return RetrieverParts(encoder, labels, *halves, index, memory, texts, calibration)
 
 
 def _read_index(folder: Path, vectors: np.ndarray, alive: np.ndarray) -> LabelIndex:
-    """The saved index, or one built anew where it alone is missing."""
-    if faiss is None:
-        return LabelIndex(vectors, alive)
-    if not (folder / INDEX_FILE).is_file():
-        logger.warning("%s has no %s; the index is built anew from %s", folder, INDEX_FILE, VECTORS_FILE)
-        return LabelIndex(vectors, alive)
+    """The saved index, or one built anew where it alone is missing or FAISS is not there to read it."""
+    file, note, kind = folder / INDEX_FILE, (folder / INDEX_FILE).with_suffix(".json"), "auto"
     try:
-        return LabelIndex.load(folder / INDEX_FILE, vectors, alive)
+        if note.is_file():
+            kind = read_about(note, vectors)["kind"]
+            if kind not in FAISS_KINDS or file.is_file():
+                return LabelIndex.load(file, vectors, alive)
+    except ImportError:
+        logger.warning("faiss is not installed: every label vector of %s is looked at", folder)
+        return LabelIndex(vectors, alive, "exact")
     except ValueError as error:
-        raise ValueError(f"{error}: delete {folder / INDEX_FILE}, and it is built anew from {VECTORS_FILE}") from error
+        raise ValueError(f"{error}: delete {note} and {file}, and it is built anew from {VECTORS_FILE}") from error
+    absent = file if note.is_file() else note
+    logger.warning("%s has no %s; the index is built anew from %s", folder, absent.name, VECTORS_FILE)
+    return LabelIndex(vectors, alive, kind)
 
 
 def _read_encoder(folder: Path, device: str | None) -> XMCEncoder:
@@ -243,7 +260,7 @@ def _read_encoder(folder: Path, device: str | None) -> XMCEncoder:
         damaged = next(_damaged_files(folder), None)
         if damaged is None:
             raise
-        raise ValueError(f"{damaged[0]} is damaged ({damaged[1]}); {_WAY_OUT}") from error
+        raise ValueError(f"{damaged[0]} is damaged ({damaged[1]}); fetch or save the repo again") from error
 
 
 def _damaged_files(folder: Path) -> Iterator[tuple[Path, Exception]]:

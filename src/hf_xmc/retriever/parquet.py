@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence, Sized
 from itertools import count, islice
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from tqdm.auto import tqdm
 
-from hf_xmc.retriever.ranking import Ranking, checked_texts
+from hf_xmc.hub.answers_xmc import Ranking
+from hf_xmc.hub.checks_xmc import checked_texts
 
 MADE_WITH_FILE = "_predicted_by.json"
 _TEXTS_KEY = b"hf_xmc.texts"
@@ -49,7 +50,7 @@ def predict_to_parquet(
     folder.mkdir(parents=True, exist_ok=True)
     made_with = {"rows_per_file": rows_per_file} | dict(made_with)
     _check_made_with({name: _plain(value) for name, value in made_with.items()}, folder)
-    total = len(texts) if hasattr(texts, "__len__") else None
+    total = len(texts) if isinstance(texts, Sized) else None
     source = iter(texts)
     with tqdm(total=total, unit="text", disable=not show_progress_bar) as bar:
         for number in count():

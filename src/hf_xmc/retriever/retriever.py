@@ -2,33 +2,71 @@
 
 from __future__ import annotations
 
+import copy
 import tempfile
+import threading
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from huggingface_hub import HfApi, snapshot_download
+from huggingface_hub import HfApi
 from scipy.sparse import csr_matrix
 
 from hf_xmc.encoders.encoder import XMCEncoder
-from hf_xmc.index.label_index import MISSING_ID, LabelIndex
-from hf_xmc.memory.knowledge_memory import KnowledgeMemory, MemoryForm
-from hf_xmc.metrics.functional import drop_pairs
+from hf_xmc.hub.answers_xmc import Ranking, answer, rank
+from hf_xmc.hub.checks_xmc import checked_candidates, checked_ids, checked_request, checked_texts
+from hf_xmc.hub.votes_xmc import MemoryForm
+from hf_xmc.index.label_index import LabelIndex
+from hf_xmc.memory.knowledge_memory import KnowledgeMemory
 from hf_xmc.metrics.reliability import CalibrationReport, base_rates, measure
-from hf_xmc.retriever.answers import RetrieverAnswers
-from hf_xmc.retriever.calibration import CONTEXT, FittedCalibration, cross_fitted_report, fit_calibration
-from hf_xmc.retriever.files import OPTIONAL, read_parts, save_parts, write_parts
+from hf_xmc.retriever.calibration import FittedCalibration, cross_fitted_report, fit_calibration, judge_queries
+from hf_xmc.retriever.files import OPTIONAL, RetrieverParts, fetched, read_parts, save_parts, write_parts
 from hf_xmc.retriever.parquet import digest, predict_to_parquet
-from hf_xmc.retriever.ranking import as_ids, checked_texts
 
 
-class Retriever(RetrieverAnswers):
+def _part(name: str) -> Any:
+    """An attribute that is one of the parts, for reading and for replacing."""
+
+    def read(self: Retriever) -> Any:
+        return getattr(self.parts, name)
+
+    def write(self: Retriever, value: Any) -> None:
+        self.parts = replace(self.parts, **{name: value})
+
+    return property(read, write, doc=f"``parts.{name}``.")
+
+
+class Retriever:
     """Answers texts with labels. :meth:`build` one from a trained encoder, or load a saved one.
 
-    Its attributes are those of :class:`~hf_xmc.retriever.files.RetrieverParts`.
+    A call reads ``parts`` once, and labels that are added or removed replace them as a whole: threads that predict
+    meanwhile get an answer from before or after.
+
+    Args:
+        parts: What it owns; each is an attribute of the retriever, too.
     """
+
+    encoder: XMCEncoder = _part("encoder")
+    labels: Sequence[str] = _part("labels")
+    embedding: np.ndarray = _part("embedding")
+    classifier: np.ndarray | None = _part("classifier")
+    index: LabelIndex = _part("index")
+    memory: KnowledgeMemory | None = _part("memory")
+    memory_texts: Sequence[str] = _part("memory_texts")
+    calibration: FittedCalibration | None = _part("calibration")
+
+    def __init__(self, parts: RetrieverParts) -> None:
+        self.parts = parts
+        self._changes = threading.Lock()
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"parts": self.parts}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__init__(**state)  # type: ignore[misc]
 
     @classmethod
     def build(cls, encoder: XMCEncoder, labels: Sequence[str], *, index: str = "auto", **encode: Any) -> Retriever:
@@ -40,9 +78,81 @@ class Retriever(RetrieverAnswers):
             index: The kind of index, see :class:`~hf_xmc.LabelIndex`.
             encode: Passed to ``encode`` (batch_size, show_progress_bar, ...).
         """
-        labels = list(labels)
+        labels = checked_texts(labels)
         halves = encoder.label_halves(labels, **encode)
-        return cls(encoder, labels, *halves, LabelIndex(encoder.join_labels(*halves), kind=index))
+        return cls(RetrieverParts(encoder, labels, *halves, LabelIndex(encoder.join_labels(*halves), kind=index)))
+
+    # -- answers ------------------------------------------------------------------------------------------------------
+
+    def predict(
+        self,
+        texts: str | Iterable[str],
+        top_k: int | None = None,
+        *,
+        threshold: float | None = None,
+        min_precision: float | None = None,
+        candidates: Iterable[int] | None = None,
+        memory: bool | None = None,
+        return_evidence: bool = False,
+        num_evidence: int = 3,
+        **encode: Any,
+    ) -> list[list[dict[str, Any]]]:
+        """The best labels of each text.
+
+        Args:
+            texts: N texts (one text counts as a list of one).
+            top_k: Labels for each text, at most the number of labels; None for 5, or all where there are fewer.
+            threshold: The least score of a label that is kept, None for any. Always the score, also where there are
+                probabilities, so that a calibration changes no answer.
+            min_precision: In (0, 1]: of each text's labels keep the longest list whose mean probability reaches this,
+                perhaps none. Needs :meth:`calibrate`. A memory does not keep wishes near 1 (benchmarks/README.md).
+            candidates: Ids of the only labels to choose from, for all texts alike; None for all. A text has fewer
+                than top_k labels where there are fewer candidates.
+            memory: Whether training rows vote; None: if there is a memory. Scores are then shares of the vote; labels
+                that got none follow in the order of their label score.
+            return_evidence: Whether each label comes with the training rows and the label text behind it.
+            num_evidence: Training rows shown for a label, those of the largest share.
+            encode: Passed to ``encode`` (batch_size, show_progress_bar, ...).
+
+        Returns:
+            N lists of at most top_k ``{"label": str, "score": float, "label_id": int}``, best first, ties by ascending
+            id; once calibrated also ``"probability": float``; with evidence also ``"evidence": {"label": {"score",
+            "share"}, "rows": [{"text", "row", "score", "share"}]}``.
+
+        Raises:
+            ValueError: For what is no text, or an option that this retriever cannot answer, with what came and what
+                was expected.
+        """
+        parts = self.parts
+        request = checked_request(
+            parts,
+            top_k,
+            threshold=threshold,
+            min_precision=min_precision,
+            candidates=candidates,
+            memory=memory,
+            return_evidence=return_evidence,
+            num_evidence=num_evidence,
+        )
+        return answer(parts, _queries(parts, checked_texts(texts), **encode), request)
+
+    def rank(
+        self,
+        texts: str | Iterable[str],
+        top_k: int | None = None,
+        *,
+        threshold: float | None = None,
+        min_precision: float | None = None,
+        candidates: Iterable[int] | None = None,
+        memory: bool | None = None,
+        **encode: Any,
+    ) -> Ranking:
+        """What :meth:`predict` answers, as arrays of ids and scores; arguments and errors are the same."""
+        parts = self.parts
+        request = checked_request(
+            parts, top_k, threshold=threshold, min_precision=min_precision, candidates=candidates, memory=memory
+        )
+        return rank(parts, _queries(parts, checked_texts(texts), **encode), request)
 
     def remember(
         self,
@@ -57,15 +167,16 @@ class Retriever(RetrieverAnswers):
         Args:
             texts: N texts, for example ``data.train["text"]``.
             truth: (N, L) scipy sparse, their labels, for example ``data.to_csr("train")``.
-            form: How votes are weighed, None for the defaults; :func:`hf_xmc.memory.fit.fit_memory` fits one on a
+            form: How votes are weighed, None for the defaults; :func:`hf_xmc.memory.fit_memory` fits one on a
                 held-out part.
             dtype: float32, float16 or int8, how the rows are kept.
             encode: Passed to ``encode``.
         """
-        texts = list(texts)
-        keys = self.encoder.key_vectors(texts, **encode)
-        self.memory = KnowledgeMemory(keys, truth, self.index, form or MemoryForm(), dtype=dtype)
-        self.memory_texts = texts
+        texts = checked_texts(texts)
+        with self._changes:
+            keys = self.encoder.key_vectors(texts, **encode)
+            memory = KnowledgeMemory(keys, truth, self.index, form or MemoryForm(), dtype=dtype)
+            self.parts = replace(self.parts, memory=memory, memory_texts=texts)
 
     # -- labels that come and go --------------------------------------------------------------------------------------
 
@@ -91,20 +202,28 @@ class Retriever(RetrieverAnswers):
         texts = checked_texts(texts)
         if not texts:
             return np.zeros(0, dtype=np.int64)
-        prompt = {"prompt": self.encoder.prompts.get("document")}
-        embedding, rows = self.encoder.encode_halves(texts, **(prompt | encode))
-        classifier = self.encoder.label_classifier
-        if classifier is not None and rows is not None and self.classifier is not None:
-            if classifier.residual:
-                free_row = classifier.rows.weight.detach().float().cpu().mean(0)
-                classifier.append(free_row.expand(len(texts), -1))
-                rows = rows + free_row.numpy()
-            else:
-                classifier.append(torch.from_numpy(rows))
-            self.classifier = np.concatenate([self.classifier, rows])
-        ids = self.index.add(self.encoder.join_labels(embedding, rows))
-        self.labels = self.labels + texts
-        self.embedding = np.concatenate([self.embedding, embedding])
+        with self._changes:
+            parts = self.parts
+            encoder, classifier, all_rows = parts.encoder, parts.encoder.label_classifier, parts.classifier
+            embedding, rows = encoder.encode_halves(texts, **({"prompt": encoder.prompts.get("document")} | encode))
+            if classifier is not None and rows is not None and parts.classifier is not None:
+                if classifier.residual:
+                    free_row = classifier.rows.weight.detach().float().cpu().mean(0)
+                    classifier.append(free_row.expand(len(texts), -1))
+                    rows = rows + free_row.numpy()
+                else:
+                    classifier.append(torch.from_numpy(rows))
+                all_rows = np.concatenate([parts.classifier, rows])
+            index = copy.copy(parts.index)
+            ids = index.add(encoder.join_labels(embedding, rows))
+            self.parts = replace(
+                parts,
+                labels=[*parts.labels, *texts],
+                embedding=np.concatenate([parts.embedding, embedding]),
+                classifier=all_rows,
+                index=index,
+                memory=None if parts.memory is None else parts.memory.with_labels(index),
+            )
         return ids
 
     def remove_labels(self, ids: Iterable[int]) -> None:
@@ -113,7 +232,8 @@ class Retriever(RetrieverAnswers):
         Raises:
             ValueError: for an id that is no label or was removed before.
         """
-        self.index.remove(as_ids(ids))
+        with self._changes:
+            self.index.remove(checked_ids(ids))
 
     # -- prediction into files ----------------------------------------------------------------------------------------
 
@@ -149,7 +269,7 @@ class Retriever(RetrieverAnswers):
             ValueError: if the folder holds predictions of another model, of other labels, arguments or texts.
         """
         if predict.get("candidates") is not None:
-            predict["candidates"] = self._as_candidates(predict["candidates"])
+            predict["candidates"] = checked_candidates(predict["candidates"], self.index)
         return predict_to_parquet(
             lambda part: self.rank(part, top_k, **predict),
             texts,
@@ -162,13 +282,19 @@ class Retriever(RetrieverAnswers):
 
     def _fingerprint(self) -> dict[str, Any]:
         """What decides the answers, as digests."""
-        model = [self.index.vectors, self.index.alive, repr(self.encoder.search_form), self.index.kind]
-        if self.memory is not None:
-            truth = self.memory.truth
-            model += [self.memory.keys.numpy(), truth.indptr, truth.indices, truth.data, repr(self.memory.form)]
-        if self.calibration is not None:
-            model.append(repr(self.calibration.calibration))
-        return {"model": digest(*model), "labels": digest(*self.labels)}
+        parts = self.parts
+        model: list[str | np.ndarray] = [
+            parts.index.vectors,
+            parts.index.alive,
+            repr(parts.encoder.search_form),
+            parts.index.kind,
+        ]
+        if parts.memory is not None:
+            rows = parts.memory.parts
+            model += [rows.keys.stored, rows.indptr, rows.indices, rows.votes, repr(rows.form)]
+        if parts.calibration is not None:
+            model.append(repr(parts.calibration.calibration))
+        return {"model": digest(*model), "labels": digest(*parts.labels)}
 
     # -- calibration --------------------------------------------------------------------------------------------------
 
@@ -199,42 +325,25 @@ class Retriever(RetrieverAnswers):
         Raises:
             ValueError: for a truth of other texts or labels, or one without right and wrong predictions.
         """
-        memory = self._uses_memory(memory)
-        scores, right = self._judged(texts, truth, memory, filters, **encode)
+        parts = self.parts
+        votes = checked_request(parts, memory=memory).memory
+        queries = _queries(parts, checked_texts(texts), **encode)
+        scores, right = judge_queries(parts, queries, truth, votes, filters)
         report = cross_fitted_report(scores, right)
-        self.calibration = FittedCalibration(fit_calibration(scores, right, memory), base_rates(scores, right), report)
+        self.calibration = FittedCalibration(fit_calibration(scores, right, votes), base_rates(scores, right), report)
         return report
 
     def reliability(
         self, texts: Sequence[str], truth: csr_matrix, *, filters: np.ndarray | None = None, **encode: Any
     ) -> CalibrationReport:
         """How well the probabilities fit other texts, for example a test split; arguments as for :meth:`calibrate`."""
-        if self.calibration is None:
+        parts = self.parts
+        if parts.calibration is None:
             raise ValueError("this retriever has no probabilities; make them: calibrate(texts, truth)")
-        fit = self.calibration.calibration
-        scores, right = self._judged(texts, truth, self._uses_memory(fit.memory), filters, **encode)
-        return measure(fit.probabilities(scores, scores), scores, right, self.calibration.base_rates)
-
-    def _judged(
-        self, texts: Sequence[str], truth: csr_matrix, memory: bool, filters: np.ndarray | None, **encode: Any
-    ) -> tuple[np.ndarray, np.ndarray]:
-        """The CONTEXT best scores of each text and which of them are right, both (N, CONTEXT)."""
-        texts, truth = checked_texts(texts), csr_matrix(truth)
-        if truth.shape[0] != len(texts) or truth.shape[1] > len(self.labels) or not len(texts):
-            raise ValueError(
-                f"truth must have shape ({len(texts)}, at most {len(self.labels)}) for {len(texts)} texts and "
-                f"{len(self.labels)} labels, at least one each, got {truth.shape}"
-            )
-        pairs = np.zeros((0, 2), dtype=np.int64) if filters is None else np.asarray(filters)
-        most = int(np.bincount(pairs[:, 0]).max()) if len(pairs) else 0
-        ids, scores = self._nearest(self._queries(texts, **encode), CONTEXT + most, memory, None)
-        if most:
-            ids, scores = drop_pairs(ids, scores, pairs)
-        ids, scores = ids[:, :CONTEXT], scores[:, :CONTEXT]
-        wanted = truth.tocoo()
-        known = wanted.row.astype(np.int64)[wanted.data > 0] * len(self.labels) + wanted.col[wanted.data > 0]
-        pairs_found = np.arange(len(ids))[:, None] * len(self.labels) + ids
-        return scores, np.isin(pairs_found, known) & (ids != MISSING_ID)
+        fit = parts.calibration.calibration
+        queries = _queries(parts, checked_texts(texts), **encode)
+        scores, right = judge_queries(parts, queries, truth, fit.memory, filters)
+        return measure(fit.probabilities(scores, scores), scores, right, parts.calibration.base_rates)
 
     # -- saving and loading -------------------------------------------------------------------------------------------
 
@@ -246,7 +355,7 @@ class Retriever(RetrieverAnswers):
         Args:
             path: The folder; files in it that this repo has too are replaced.
         """
-        save_parts(self, path)
+        save_parts(self.parts, path)
 
     @classmethod
     def from_pretrained(cls, path: str | Path, *, revision: str | None = None, device: str | None = None) -> Retriever:
@@ -260,19 +369,30 @@ class Retriever(RetrieverAnswers):
         Raises:
             ValueError: naming the file that is missing, damaged or of a newer format version, and the way out.
         """
-        folder = Path(path)
-        if not folder.is_dir():
-            folder = Path(snapshot_download(str(path), revision=revision))
-        return cls(**vars(read_parts(folder, device)))
+        return cls(read_parts(fetched(path, revision=revision), device))
 
     def push_to_hub(self, repo_id: str, *, private: bool | None = None, token: str | None = None) -> str:
         """Publish the repo; the same files as :meth:`save_pretrained`. Returns the address of the commit."""
         api = HfApi(token=token)
         repo_id = api.create_repo(repo_id, private=private, exist_ok=True).repo_id
         with tempfile.TemporaryDirectory() as folder:
-            write_parts(self, Path(folder))
+            write_parts(self.parts, Path(folder))
             stale = [pattern for name in OPTIONAL for pattern in (name, f"{name}/*")]  # those not uploaded here
             commit = api.upload_folder(
                 repo_id=repo_id, folder_path=folder, commit_message="Push retriever", delete_patterns=stale
             )
             return commit.commit_url
+
+
+def _queries(parts: RetrieverParts, texts: list[str], **encode: Any) -> np.ndarray:
+    """(N, D) float32."""
+    if not texts:
+        return np.zeros((0, parts.index.vectors.shape[1]), dtype=np.float32)
+    try:
+        return parts.encoder.query_vectors(texts, **encode)
+    except RuntimeError as error:
+        # A transformer whose tokenizer adds no special tokens cannot run a batch of nothing.
+        blank = next((place for place, text in enumerate(texts) if not text.strip()), None)
+        if blank is None:
+            raise
+        raise ValueError(f"the text at place {blank} is empty, and no token to this encoder; leave it out") from error

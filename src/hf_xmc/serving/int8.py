@@ -33,7 +33,7 @@ def export_int8(
 ) -> Int8Export:
     """Write ``onnx/model_int8.onnx`` beside what ``export_onnx`` wrote, for ``OnnxServer`` and ``OpenVinoServer``.
 
-    Every matrix and token table is first quantised alone, which tells how much it moves the labels' scores. They are
+    Every matrix and token table is first quantized alone, which tells how much it moves the labels' scores. They are
     taken in the order of squared change per weight, as many as keep ``agreement``; that number is found by bisection,
     for agreement falls as matrices are added. Weights are int8 in blocks of 16 with a float16 scale, so a matrix has
     9/32 of its size; sums stay float32, so it is the files and the token table in memory that shrink, not the time.
@@ -62,12 +62,14 @@ def export_int8(
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = num_threads
 
-    def scores(quantised: Sequence[str], some: Sequence[str]) -> np.ndarray:
-        model = quantise(graph, quantised).SerializeToString()
+    def scores(quantized: Sequence[str], some: Sequence[str]) -> np.ndarray:
+        model = quantize(graph, quantized).SerializeToString()
         server.session = onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
         parts = [some[start : start + _BATCH] for start in range(0, len(some), _BATCH)]
-        queries = np.vstack([server.encode([server.prompt + text for text in part]) for part in parts])
-        return queries @ server.label_search.vectors[server.label_search.alive].T  # (B, L)
+        halves = [server.encode([server.prompt + text for text in part]) for part in parts]
+        queries = np.vstack([server.parts.form.join_queries(*half) for half in halves])
+        index = server.parts.index
+        return queries @ index.vectors[index.alive].T  # (B, L)
 
     right = scores([], texts)
     harm = {
@@ -85,15 +87,15 @@ def export_int8(
         else:
             too_many = count
     target = Path(server.graph).with_name("model_int8.onnx")
-    onnx.save(quantise(graph, order[:best]), str(target))
+    onnx.save(quantize(graph, order[:best]), str(target))
     sizes = [file.stat().st_size / 1e6 for file in (target, Path(server.graph))]
     return Int8Export(best, len(order), kept, *sizes)
 
 
-def quantise(graph: Any, names: Sequence[str]) -> Any:
+def quantize(graph: Any, names: Sequence[str]) -> Any:
     """An ``onnx.ModelProto`` with the named weights in 8 bits, widened by standard operators; a new one."""
     import onnx
-    from onnx import helper, numpy_helper
+    from onnx import numpy_helper
 
     model = onnx.ModelProto()
     model.CopyFrom(graph)
@@ -105,30 +107,58 @@ def quantise(graph: Any, names: Sequence[str]) -> Any:
         name = next((name for name in node.input if name in weights), None)
         if name is None:
             nodes.append(node)
-            continue
-        is_table = node.op_type == "Gather"  # of rows; a matrix (D_in, D_out) is stored by columns
-        weight = weights[name] if is_table else weights[name].T
-        parts = dict(zip(("q", "s"), _blocks(weight), strict=True))
-        stored += [numpy_helper.from_array(part, f"{name}.{key}") for key, part in parts.items()]
-        width = np.array([*([0, 0] if is_table else [weight.shape[0]]), weight.shape[1]])
-        stored.append(numpy_helper.from_array(width, f"{name}.shape"))
-        for key in parts:
-            source = f"{name}.{key}"
-            if is_table:
-                nodes.append(helper.make_node("Gather", [source, node.input[1]], [f"{source}.rows"], axis=0))
-                source = f"{source}.rows"
-            nodes.append(helper.make_node("Cast", [source], [f"{name}.{key}.wide"], to=onnx.TensorProto.FLOAT))
-        nodes.append(helper.make_node("Mul", [f"{name}.q.wide", f"{name}.s.wide"], [f"{name}.blocks"]))
-        flat = node.output[0] if is_table else f"{name}.rows"
-        nodes.append(helper.make_node("Reshape", [f"{name}.blocks", f"{name}.shape"], [flat]))
-        if not is_table:
-            nodes.append(helper.make_node("Transpose", [flat], [name], perm=[1, 0]))
-            nodes.append(node)
+        else:
+            # A Gather reads rows of a table; a matrix (D_in, D_out) is stored by columns.
+            widened = _table if node.op_type == "Gather" else _matrix
+            tensors, more = widened(node, name, weights[name])
+            stored += tensors
+            nodes += more
     for field, content in ((model.graph.initializer, stored), (model.graph.node, nodes)):
         content = list(content)
         del field[:]
         field.extend(content)
     return model
+
+
+def _table(node: Any, name: str, weight: np.ndarray) -> tuple[list[Any], list[Any]]:
+    """Tensors and nodes of a look-up of rows: codes and scales are looked up, then multiplied."""
+    from onnx import helper
+
+    tensors = _tensors(name, weight, np.array([0, 0, weight.shape[1]]))
+    nodes = [
+        helper.make_node("Gather", [f"{name}.{key}", node.input[1]], [f"{name}.{key}.rows"], axis=0) for key in "qs"
+    ]
+    return tensors, nodes + _widened(name, ".rows", node.output[0])
+
+
+def _matrix(node: Any, name: str, weight: np.ndarray) -> tuple[list[Any], list[Any]]:
+    """Tensors and nodes of a product: the whole matrix is made again under its own name."""
+    from onnx import helper
+
+    tensors = _tensors(name, weight.T, np.array([weight.shape[1], weight.shape[0]]))
+    transpose = helper.make_node("Transpose", [f"{name}.rows"], [name], perm=[1, 0])
+    return tensors, [*_widened(name, "", f"{name}.rows"), transpose, node]
+
+
+def _tensors(name: str, rows: np.ndarray, shape: np.ndarray) -> list[Any]:
+    from onnx import numpy_helper
+
+    codes, scales = _blocks(rows)
+    parts = {"q": codes, "s": scales, "shape": shape}
+    return [numpy_helper.from_array(part, f"{name}.{key}") for key, part in parts.items()]
+
+
+def _widened(name: str, suffix: str, output: str) -> list[Any]:
+    """Nodes that multiply codes by scales in float32 and lay the blocks side by side."""
+    import onnx
+    from onnx import helper
+
+    wide = onnx.TensorProto.FLOAT
+    return [
+        *(helper.make_node("Cast", [f"{name}.{key}{suffix}"], [f"{name}.{key}.wide"], to=wide) for key in "qs"),
+        helper.make_node("Mul", [f"{name}.q.wide", f"{name}.s.wide"], [f"{name}.blocks"]),
+        helper.make_node("Reshape", [f"{name}.blocks", f"{name}.shape"], [output]),
+    ]
 
 
 def _matrices(graph: Any) -> dict[str, int]:

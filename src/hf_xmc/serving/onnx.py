@@ -16,12 +16,11 @@ _NO_LIMIT = 10**9  # tokenizers without a limit say 10^30
 
 
 def export_onnx(folder: str | Path) -> Path:
-    """Add ``onnx/model.onnx`` to a saved retriever: tokens in, query vectors out, with the classifier's half.
+    """Add ``onnx/model.onnx`` to a saved retriever: tokens in, the dual encoder's vectors out, and the classifier's.
 
     ``hf_xmc.hub.server_xmc.OnnxServer`` and ``OpenVinoServer`` answer with it, in processes without torch. The host's
     own ONNX and OpenVINO back ends are not used: optimum-onnx 0.1 wants transformers below 4.58, optimum-intel 2.2
-    wants it below 5.6. A search form that is changed later needs another export. ``hf_xmc.serving.int8`` stores
-    the weights of the graph in 8 bits.
+    wants it below 5.6. :func:`~hf_xmc.serving.export_int8` stores the weights of the graph in 8 bits.
 
     Args:
         folder: What ``Retriever.save_pretrained`` wrote.
@@ -44,6 +43,8 @@ def export_onnx(folder: str | Path) -> Path:
     target = Path(folder) / "onnx"
     target.mkdir(exist_ok=True)
     graph = _QueryEncoder(pipe)
+    has_head = any(step.target == "classifier_embedding" for step in pipe.steps)
+    outputs = ["sentence_embedding", *(["classifier_embedding"] if has_head else [])]
     batch = torch.export.Dim("batch")
     tokens = torch.export.Dim("tokens")
     example = pipe.tokenizer(["an example", "and another, longer one"], padding=True, return_tensors="pt")
@@ -53,7 +54,7 @@ def export_onnx(folder: str | Path) -> Path:
         tuple(example[name] for name in inputs),
         str(target / "model.onnx"),
         input_names=inputs,
-        output_names=["query_vectors"],
+        output_names=outputs,
         dynamic_shapes=tuple({0: batch, 1: tokens} for _ in inputs),
         external_data=False,
         dynamo=True,
@@ -61,6 +62,7 @@ def export_onnx(folder: str | Path) -> Path:
     limit = pipe.tokenizer.model_max_length
     settings: dict[str, Any] = {
         "inputs": inputs,
+        "outputs": outputs,
         "max_length": limit if limit < _NO_LIMIT else None,
         "pad_token_id": pipe.tokenizer.pad_token_id,
         "padding_side": pipe.tokenizer.padding_side,
@@ -77,5 +79,6 @@ class _QueryEncoder(nn.Module):
 
     def forward(
         self, input_ids: torch.Tensor, attention_mask: torch.Tensor, token_type_ids: torch.Tensor | None = None
-    ) -> torch.Tensor:
-        return self.pipe.encode(input_ids, attention_mask, token_type_ids).float()
+    ) -> tuple[torch.Tensor, ...]:
+        halves = self.pipe.encode(input_ids, attention_mask, token_type_ids)
+        return tuple(half.float() for half in halves if half is not None)

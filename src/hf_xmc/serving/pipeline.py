@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import transformers
-from huggingface_hub import snapshot_download
 from transformers import AutoModel
 from transformers.pipelines import PIPELINE_REGISTRY
 
 from hf_xmc.hub.pipeline_xmc import XMCRetrievalPipeline
+from hf_xmc.retriever.files import fetched
 
 TASK = "xmc-retrieval"
 
@@ -41,6 +40,7 @@ def pipeline(task: str = TASK, model: str | None = None, **kwargs: Any) -> XMCRe
     if model is None:
         raise ValueError("model is required: a folder or Hub id saved by Retriever.save_pretrained")
     revision = kwargs.pop("revision", None)
-    if not Path(model).is_dir():  # the commit of a Hub repo does not reach a pipeline, its folder does
-        model = snapshot_download(str(model), revision=revision, token=kwargs.get("token"))
-    return transformers.pipeline(task, model=str(model), pipeline_class=XMCRetrievalPipeline, **kwargs)
+    # The commit of a Hub repo does not reach a pipeline, its folder does.
+    folder = fetched(model, revision=revision, token=kwargs.get("token"))
+    make: Any = transformers.pipeline  # its overloads are of the host's own tasks
+    return make(task, model=str(folder), pipeline_class=XMCRetrievalPipeline, **kwargs)

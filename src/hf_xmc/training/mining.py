@@ -16,7 +16,6 @@ from transformers import TrainerCallback, TrainerControl, TrainerState
 from hf_xmc.data.dataset import XMCDataset
 from hf_xmc.distributed import gather_shares, is_distributed, share_of
 from hf_xmc.encoders.encoder import XMCEncoder
-from hf_xmc.evaluation.evaluator import search_filtered
 from hf_xmc.index.label_index import LabelIndex
 from hf_xmc.losses.label_terms import LabelNeighbors
 from hf_xmc.training.clusters import cluster_order
@@ -36,7 +35,7 @@ def mine_hard_negatives(queries: np.ndarray, labels: np.ndarray, known: np.ndarr
     Returns:
         (N, depth) int32, nearest first, -1 where there are fewer.
     """
-    ids, _ = search_filtered(LabelIndex(labels), queries, depth, known)
+    ids, _ = LabelIndex(labels).search(queries, depth, filters=known)
     return ids.astype(np.int32)
 
 
@@ -53,7 +52,7 @@ def nearest_labels(labels: np.ndarray, start: int, stop: int, depth: int) -> tup
         ids (n, K) int32, nearest first, -1 where there are fewer, and cosines (n, K) float32.
     """
     own = np.stack([np.arange(stop - start), np.arange(start, stop)], 1)
-    ids, cosines = search_filtered(LabelIndex(labels), labels[start:stop], depth, own)
+    ids, cosines = LabelIndex(labels).search(labels[start:stop], depth, filters=own)
     return ids.astype(np.int32), cosines
 
 

@@ -1,0 +1,203 @@
+"""The checks of what every door is asked: texts, label ids, options. One signature, one set of errors.
+
+With numpy alone. This file travels inside every published repo, and the package runs it too.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from numbers import Real
+from typing import Any, NamedTuple, Protocol
+
+import numpy as np
+
+from .memory_xmc import Memory
+from .search_xmc import VectorIndex
+
+DEFAULT_TOP_K = 5
+
+
+class Calibrated(Protocol):
+    """What gives probabilities."""
+
+    @property
+    def memory(self) -> bool:
+        """Whether they are of the votes of a memory."""
+
+    def probabilities(self, scores: np.ndarray, context: np.ndarray) -> np.ndarray:
+        """See :class:`Calibration`."""
+
+
+class Parts(Protocol):
+    """What answers are made of."""
+
+    @property
+    def labels(self) -> Sequence[str]:
+        """L label texts in id order."""
+
+    @property
+    def index(self) -> VectorIndex:
+        """Of the L labels; it knows which are removed."""
+
+    @property
+    def memory(self) -> Memory | None:
+        """The training rows that vote."""
+
+    @property
+    def memory_texts(self) -> Sequence[str]:
+        """Their texts."""
+
+    @property
+    def calibration(self) -> Calibrated | None:
+        """What makes probabilities of scores."""
+
+
+def calibrated(parts: Parts, memory: bool) -> Calibrated | None:
+    """What gives probabilities to answers with the memory's votes, or without."""
+    return parts.calibration if parts.calibration is not None and parts.calibration.memory == memory else None
+
+
+class Request(NamedTuple):
+    """What a call asks for, checked; see :func:`checked_request`."""
+
+    top_k: int
+    threshold: float | None
+    min_precision: float | None
+    candidates: np.ndarray | None
+    memory: bool
+    return_evidence: bool
+    num_evidence: int
+
+
+def checked_request(
+    parts: Parts,
+    top_k: int | None = None,
+    *,
+    threshold: float | None = None,
+    min_precision: float | None = None,
+    candidates: Iterable[int] | None = None,
+    memory: bool | None = None,
+    return_evidence: bool = False,
+    num_evidence: int = 3,
+) -> Request:
+    """The options of every door that answers.
+
+    Args:
+        parts: What is asked.
+        top_k: Labels of each text, at most the number of labels; None for 5, or all where there are fewer.
+        threshold: The least score of a label that is kept; None for any.
+        min_precision: In (0, 1]: keep the longest list whose mean probability reaches this. Needs a calibration.
+        candidates: Ids of the only labels to choose from; None for all.
+        memory: Whether training rows vote; None: if there is a memory.
+        return_evidence: Whether each label comes with the training rows and the label text behind it.
+        num_evidence: Training rows shown for a label, those of the largest share.
+
+    Raises:
+        ValueError: Naming the option, with what came and what was expected.
+    """
+    num_labels = parts.index.num_alive
+    if top_k is None:
+        top_k = min(DEFAULT_TOP_K, num_labels)
+    if not is_integer(top_k) or not 1 <= top_k <= num_labels:
+        raise ValueError(f"top_k must lie between 1 and the {num_labels} labels, got {top_k!r}")
+    _check_numbers(threshold=threshold, min_precision=min_precision)
+    _check_flags(memory=memory, return_evidence=return_evidence)
+    if not is_integer(num_evidence) or num_evidence < 0:
+        raise ValueError(f"num_evidence must be an integer of at least 0, got {num_evidence!r}")
+    if parts.memory is None and (memory or return_evidence):
+        raise ValueError("this retriever has no memory; make one: remember(texts, truth)")
+    votes = parts.memory is not None if memory is None else bool(memory)
+    if min_precision is not None:
+        if not 0 < min_precision <= 1:
+            raise ValueError(f"min_precision must lie in (0, 1], got {min_precision}")
+        if calibrated(parts, votes) is None:
+            raise ValueError(f"min_precision needs probabilities; make them: calibrate(texts, truth, memory={votes})")
+    chosen = None if candidates is None else checked_candidates(candidates, parts.index)
+    asked = threshold, min_precision, chosen, votes, bool(return_evidence), int(num_evidence)
+    return Request(int(top_k), *asked)
+
+
+def _check_numbers(**numbers: Any) -> None:
+    for name, value in numbers.items():
+        if value is not None and (not isinstance(value, Real) or isinstance(value, bool) or value != value):
+            raise ValueError(f"{name} must be a number, got {value!r}")
+
+
+def _check_flags(**flags: Any) -> None:
+    for name, flag in flags.items():
+        if flag is not None and not isinstance(flag, bool | np.bool_):
+            raise ValueError(f"{name} must be True or False, got {flag!r}")
+
+
+def checked_candidates(candidates: Iterable[int], index: VectorIndex) -> np.ndarray:
+    """The ids, each once and ascending, all of them present."""
+    ids = np.unique(checked_ids(candidates))
+    if not len(ids):
+        raise ValueError("candidates is empty: got none; give at least one label id, or None for all labels")
+    inside = (ids >= 0) & (ids < len(index))
+    wrong = ids[~(inside & index.alive[np.where(inside, ids, 0)])]
+    if len(wrong):
+        raise ValueError(f"candidates {wrong[:10].tolist()} are not among the {index.num_alive} labels present")
+    return ids
+
+
+def checked_ids(ids: Iterable[int]) -> np.ndarray:
+    """Label ids as (n,) int64: from a list, an iterator, an array or a column of integers.
+
+    Raises:
+        ValueError: For anything else, such as label texts, a mask or fractions.
+    """
+    if isinstance(ids, str | bytes | Mapping) or not isinstance(ids, Iterable):
+        raise ValueError(f"label ids must be integers, got {type(ids).__name__} {ids!r:.80}")
+    try:
+        array = ids if isinstance(ids, np.ndarray) else np.asarray(_as_list(ids))
+    except ValueError as error:  # lists of different lengths
+        raise ValueError(f"label ids must be integers, one for each label, got nested lists ({error})") from error
+    if array.dtype.kind == "b":
+        raise ValueError(f"label ids must be integers, got a mask of {array.size} bools; give np.flatnonzero(mask)")
+    if array.size and (array.ndim != 1 or array.dtype.kind not in "iu"):
+        shape = f" of shape {array.shape}" if array.ndim != 1 else ""
+        raise ValueError(f"label ids must be integers, got {array.dtype}{shape}")
+    if array.size and array.max() > np.iinfo(np.int64).max:
+        raise ValueError(f"label ids must lie below 2^63, got {array.max()}")
+    return array.astype(np.int64).reshape(-1)
+
+
+def checked_texts(texts: str | Iterable[str]) -> list[str]:
+    """A list of the texts, one text counting as a list of one.
+
+    Args:
+        texts: A str, or a list, tuple, iterator, array, Arrow array, pandas Series or data set column of them.
+
+    Raises:
+        ValueError: For a table or mapping, or naming the place of what is no str, or that no file can hold.
+    """
+    if isinstance(texts, str):
+        texts = [texts]
+    if isinstance(texts, bytes | Mapping | set | frozenset) or hasattr(texts, "column_names") or _is_frame(texts):
+        raise ValueError(f"texts must be a list of str, got {type(texts).__name__}; give one column of it")
+    if not isinstance(texts, Iterable):
+        raise ValueError(f"texts must be a str or a list of str, got {type(texts).__name__} {texts!r:.80}")
+    texts = _as_list(texts)
+    for place, text in enumerate(texts):
+        if not isinstance(text, str):
+            raise ValueError(f"texts must be str, got {type(text).__name__} at place {place}")
+        try:
+            text.encode("utf8")
+        except UnicodeEncodeError as error:  # half a surrogate pair, from broken JSON or file names
+            raise ValueError(f"the text at place {place} is no valid Unicode ({error.reason}); repair it") from error
+    return texts
+
+
+def _as_list(values: Iterable[Any]) -> list[Any]:
+    """Python objects, also of Arrow arrays, whose entries are scalars of their own."""
+    return values.to_pylist() if hasattr(values, "to_pylist") else list(values)
+
+
+def _is_frame(values: Any) -> bool:
+    return hasattr(values, "columns") and hasattr(values, "shape")
+
+
+def is_integer(value: Any) -> bool:
+    """Whether it is a whole number, of Python or numpy, and no bool."""
+    return isinstance(value, int | np.integer) and not isinstance(value, bool)
