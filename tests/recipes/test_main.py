@@ -75,6 +75,13 @@ def test_gandalf_searches_by_the_classifier_alone(tmp_path: Path) -> None:
     assert hf_xmc.Retriever.from_pretrained(tmp_path).encoder.search_form == gandalf.BLIND
 
 
+def test_the_same_seed_trains_the_same_model_though_its_rows_are_drawn(tmp_path: Path) -> None:
+    runs = [run(gandalf, tmp_path / name, ["refit=false", *SHORT]) for name in ("one", "two")]
+    assert runs[0]["metrics"] == runs[1]["metrics"]
+    other = run(gandalf, tmp_path / "other", ["refit=false", "seed=1", *SHORT])
+    assert other["metrics"] != runs[0]["metrics"]
+
+
 def test_gandalf_rows_are_train_rows_and_label_texts_with_soft_targets() -> None:
     data = hf_xmc.load_lf(TINY)
     _, loss, rows = gandalf.make_model(gandalf.Gandalf(), data)

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import TypeVar
 
 from torch import nn
+from transformers import set_seed
 
 from hf_xmc.data.dataset import XMCDataset
 from hf_xmc.encoders.encoder import XMCEncoder
@@ -94,6 +95,7 @@ class MethodRun(Run[Fields]):
         return retriever, table
 
     def _train(self, make: MakeModel, part: XMCDataset, stage: str, evaluator: XMCEvaluator | None) -> XMCEncoder:
+        set_seed(self.args.seed)  # here: the trainer does it when the rows of a classifier have been drawn
         encoder, loss, rows = make(part)
         args = stage_args(self.args, stage, evaluated=evaluator is not None)
         trainer = XMCTrainer(model=encoder, args=args, train_dataset=rows, loss=loss, evaluator=evaluator)
