@@ -143,28 +143,6 @@ def chunks(num_rows: int) -> Iterator[slice]:
         yield slice(start, min(start + ROWS_PER_CHUNK, num_rows))
 
 
-def contains(keys: IntArray, queries: IntArray) -> BoolArray:
-    """Which ``queries`` (any shape, int64) occur in ``keys`` (n,) int64, ascending: bool of the queries' shape.
-
-    Equals ``np.isin(queries, keys)``. Most queries are misses, and a hashed bitmap rules out nearly all of them before
-    the binary search: half the time of searching for all.
-    """
-    if not len(keys):
-        return np.zeros(queries.shape, dtype=bool)
-    shift = np.uint64(64 - max((16 * len(keys)).bit_length(), 6))
-
-    def slots(values: IntArray) -> IntArray:  # Fibonacci hashing: the top bits of the product
-        return ((values.view(np.uint64) * np.uint64(0x9E3779B97F4A7C15)) >> shift).view(np.int64)
-
-    occupied = np.zeros(1 << (64 - int(shift)), dtype=bool)
-    occupied[slots(keys)] = True
-    found = occupied[slots(queries)]
-    candidates = queries[found]
-    nearest = np.minimum(np.searchsorted(keys, candidates), len(keys) - 1)
-    found[found] = keys[nearest] == candidates
-    return found
-
-
 def _flatten(rows: Sequence[Sequence[int]], what: str) -> tuple[IntArray, IntArray]:
     """Length of each row (N,) and all ids in one array (n,), both int64."""
     counts = np.fromiter((len(row) for row in rows), dtype=np.int64, count=len(rows))

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import scipy.sparse as sp
 
+from hf_xmc.hub.filters_xmc import contains
 from hf_xmc.metrics.inputs import (
     BoolArray,
     FloatArray,
@@ -19,7 +20,6 @@ from hf_xmc.metrics.inputs import (
     as_truth,
     check_ids,
     chunks,
-    contains,
 )
 from hf_xmc.metrics.ranking import top_k
 

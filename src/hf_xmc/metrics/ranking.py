@@ -8,7 +8,9 @@ import numpy as np
 import scipy.sparse as sp
 from numpy.typing import NDArray
 
-from hf_xmc.metrics.inputs import IntArray, Truth, as_cutoffs, as_ids, as_pairs, as_truth, chunks, contains
+from hf_xmc.hub import filters_xmc
+from hf_xmc.hub.filters_xmc import contains
+from hf_xmc.metrics.inputs import IntArray, Truth, as_cutoffs, as_ids, as_pairs, as_truth, chunks
 
 
 def top_k(scores: sp.csr_array | sp.csr_matrix, k: int, drop: Any = None) -> IntArray:
@@ -69,20 +71,11 @@ def drop_pairs(ids: Any, scores: Any, pairs: Any) -> tuple[IntArray, NDArray[Any
     Raises:
         ValueError: If ids and scores have different shapes, or pairs name other rows.
     """
-    ids, scores = as_ids(ids).copy(), np.array(scores)
+    ids, scores = as_ids(ids), np.asarray(scores)
     if ids.shape != scores.shape or scores.dtype.kind != "f":
         raise ValueError(f"scores are {scores.dtype} {scores.shape}; expected floats {ids.shape}, one for each id")
     pairs = as_pairs(pairs, len(ids))
-    if not len(pairs) or not ids.size:
-        return ids, scores
-    num_labels = max(ids.max(), pairs[:, 1].max()) + 1
-    rows = np.unique(pairs[:, 0])
-    dropped = contains(_pair_keys(pairs, num_labels), rows[:, None] * (num_labels + 1) + ids[rows])
-    order = np.argsort(dropped, axis=1, kind="stable")
-    gone = np.take_along_axis(dropped, order, axis=1)
-    ids[rows] = np.where(gone, -1, np.take_along_axis(ids[rows], order, axis=1))
-    scores[rows] = np.where(gone, -np.inf, np.take_along_axis(scores[rows], order, axis=1))
-    return ids, scores
+    return filters_xmc.drop_pairs(ids, scores, pairs)
 
 
 def filter_truth(truth: Truth, pairs: Any, *, num_labels: int | None = None) -> sp.csr_array:
