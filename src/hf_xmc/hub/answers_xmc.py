@@ -20,9 +20,11 @@ from .repo_xmc import (
     INDEX_FILE,
     MEMORY_FILE,
     MEMORY_TEXTS_FILE,
+    SETTINGS_FILE,
     Files,
     SearchForm,
     Step,
+    cut_to,
     read_alive,
     read_halves,
     read_index,
@@ -32,6 +34,7 @@ from .repo_xmc import (
     read_versioned,
 )
 from .votes_xmc import Evidence, Found
+from .whole_xmc import read_whole
 
 # Best scores of a query that tell what any of its scores means.
 CONTEXT = 100
@@ -237,6 +240,11 @@ class RepoParts:
 
     def __init__(self, files: Files) -> None:
         self.files = files
+        self._memory_texts: list[str] | None = None
+        read_whole(files, self._read)
+
+    def _read(self) -> None:
+        files = self.files
         config = read_versioned(files, CONFIG_FILE)
         self.form = SearchForm(**config.get("search", {}))
         self.labels = read_labels(files)
@@ -248,7 +256,11 @@ class RepoParts:
         self.calibration: Calibration | None = None
         if files(CALIBRATION_FILE) is not None:
             self.calibration = Calibration(**read_versioned(files, CALIBRATION_FILE)["calibration"])
-        self._memory_texts: list[str] | None = None
+        self.truncate_dim: int | None = read_json(files, SETTINGS_FILE).get("truncate_dim")
+
+    def join(self, encoder_half: np.ndarray, classifier_half: np.ndarray | None) -> np.ndarray:
+        """Both vectors of queries, (N, De) and (N, Dc) or None -> (N, D), what is searched with."""
+        return self.form.join_queries(cut_to(encoder_half, self.truncate_dim), classifier_half)
 
     @property
     def memory_texts(self) -> Sequence[str]:

@@ -26,6 +26,7 @@ from transformers.utils import cached_file
 from .answers_xmc import RepoParts, answer
 from .checks_xmc import checked_request, checked_texts
 from .repo_xmc import Step, query_prompt, required
+from .whole_xmc import folder_beside, move_into
 
 _REPLAYED = ("Transformer", "StaticEmbedding", "Pooling", "Dense", "Normalize", "Dropout", "LayerNorm")
 _OPTIONS = ("top_k", "threshold", "min_precision", "candidates", "memory", "return_evidence", "num_evidence")
@@ -170,7 +171,7 @@ class XMCRetrievalPipeline(Pipeline):
         first, second = self.encode(**inputs)
         halves = first.float().cpu().numpy(), None if second is None else second.float().cpu().numpy()
         request = checked_request(self.parts, **asked)
-        return {"answers": answer(self.parts, self.parts.form.join_queries(*halves), request)}
+        return {"answers": answer(self.parts, self.parts.join(*halves), request)}
 
     def postprocess(self, outputs: dict[str, Any]) -> list[dict[str, Any]]:  # type: ignore[override]
         """The labels of one text."""
@@ -207,19 +208,25 @@ class XMCRetrievalPipeline(Pipeline):
 
     def save_pretrained(self, save_directory: str | os.PathLike[str], **kwargs: Any) -> None:
         """Copy the whole repo that this pipeline was loaded from: labels, index, memory, card and code as they are."""
-        source = str(self.model.name_or_path)
-        if not os.path.isdir(source):
-            source = snapshot_download(source, revision=_commit())
+        source = Path(str(self.model.name_or_path))
+        if not source.is_dir():
+            source = Path(snapshot_download(str(source), revision=_commit()))
         target = Path(save_directory)
-        for file in Path(source).rglob("*"):
-            name = file.relative_to(source)
-            if (
-                file.is_file()
-                and not {".git", ".cache"} & set(name.parts)
-                and file.resolve() != (target / name).resolve()
-            ):
-                (target / name).parent.mkdir(parents=True, exist_ok=True)
-                shutil.copyfile(file, target / name)
+        # A snapshot of the Hub is made of links to its blobs; no other link out of a folder is followed.
+        homes = [source.resolve(), (source.parent.parent / "blobs").resolve()]
+        if target.resolve() == source.resolve():
+            return
+        with folder_beside(target) as scratch:
+            for file in source.rglob("*"):
+                name = file.relative_to(source)
+                if (
+                    file.is_file()
+                    and not _is_aside(name)
+                    and any(file.resolve().is_relative_to(home) for home in homes)
+                ):
+                    (scratch / name).parent.mkdir(parents=True, exist_ok=True)
+                    shutil.copyfile(file, scratch / name)
+            move_into(scratch, target)
 
     def push_to_hub(  # type: ignore[override]
         self, repo_id: str, *, private: bool | None = None, token: str | None = None, **kwargs: Any
@@ -231,6 +238,11 @@ class XMCRetrievalPipeline(Pipeline):
             self.save_pretrained(folder)
             kwargs = {"commit_message": "Push retriever"} | kwargs
             return api.upload_folder(repo_id=repo_id, folder_path=folder, **kwargs).commit_url
+
+
+def _is_aside(name: Path) -> bool:
+    """Whether a file is no part of the repo: of git, of the cache, of a training, or a pickle."""
+    return bool({".git", ".cache", "checkpoints"} & set(name.parts)) or name.suffix in (".bin", ".pt", ".pkl", ".pth")
 
 
 def _commit() -> str | None:

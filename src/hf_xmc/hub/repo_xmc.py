@@ -20,7 +20,7 @@ from .search_xmc import FaissSearcher, StoredRows, VectorIndex, faiss
 FORMAT_VERSION = 1
 CONFIG_FILE, LABELS_FILE, VECTORS_FILE = "xmc_config.json", "labels.json", "label_embeddings.safetensors"
 INDEX_FILE, MEMORY_FILE, MEMORY_TEXTS_FILE = "index.faiss", "memory/memory.safetensors", "memory/texts.json"
-CALIBRATION_FILE = "calibration.json"
+CALIBRATION_FILE, SETTINGS_FILE = "calibration.json", "config_sentence_transformers.json"
 # Kinds of index that are a file of FAISS; all others are made of the vectors in no time.
 FAISS_KINDS = ("hnsw", "ivf", "pq")
 _WAY_OUT = "fetch or save the repo again"
@@ -164,6 +164,11 @@ class SearchForm:
         return unit(vectors) if self.normalize_classifier else vectors
 
 
+def cut_to(vectors: np.ndarray, width: int | None) -> np.ndarray:
+    """(N, D) -> the first ``width`` numbers, of unit length again; None leaves them alone."""
+    return vectors if width is None or not vectors.size else unit(vectors[:, :width])
+
+
 def unit(vectors: np.ndarray) -> np.ndarray:
     """(N, D) of length 1, but for zeros."""
     return vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-12)
@@ -212,7 +217,7 @@ def read_steps(files: Files) -> list[Step]:
 
 def query_prompt(files: Files) -> str:
     """What is put before every query."""
-    settings = read_json(files, "config_sentence_transformers.json")
+    settings = read_json(files, SETTINGS_FILE)
     prompts, default = settings.get("prompts") or {}, settings.get("default_prompt_name")
     return (prompts.get(default) if prompts.get("query") is None else prompts["query"]) or ""
 

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
-import os
 import shutil
-import tempfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
@@ -33,6 +31,7 @@ from hf_xmc.hub.repo_xmc import (
     FAISS_KINDS,
     INDEX_FILE,
     LABELS_FILE,
+    MEMORY_FILE,
     MEMORY_TEXTS_FILE,
     VECTORS_FILE,
     Folder,
@@ -42,6 +41,7 @@ from hf_xmc.hub.repo_xmc import (
     read_labels,
     read_versioned,
 )
+from hf_xmc.hub.whole_xmc import folder_beside, move_into, read_whole, write_manifest
 from hf_xmc.index.label_index import LabelIndex
 from hf_xmc.memory.knowledge_memory import KnowledgeMemory
 from hf_xmc.metrics.plots import plot_reliability
@@ -51,6 +51,19 @@ MEMORY_FOLDER, RELIABILITY_FILE = "memory", "reliability.png"
 # Of these a repo that is saved over may hold one of an earlier retriever; its export answers with other vectors.
 OPTIONAL = (INDEX_FILE, "index.json", MEMORY_FOLDER, CALIBRATION_FILE, RELIABILITY_FILE, "onnx")
 _PIPELINES = {"xmc-retrieval": {"impl": "pipeline_xmc.XMCRetrievalPipeline", "pt": ["AutoModel"], "type": "text"}}
+# What must be of one save, beside the weights of the encoder.
+_OF_ONE_SAVE = (
+    CONFIG_FILE,
+    LABELS_FILE,
+    VECTORS_FILE,
+    INDEX_FILE,
+    "index.json",
+    MEMORY_FILE,
+    MEMORY_TEXTS_FILE,
+    CALIBRATION_FILE,
+    "modules.json",
+    "tokenizer.json",
+)
 logger = logging.getLogger(__name__)
 
 
@@ -102,18 +115,15 @@ def save_parts(parts: RetrieverParts, path: str | Path) -> None:
             removed; all others stay.
     """
     path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}-") as scratch:
-        whole = Path(scratch) / "repo"
+    with folder_beside(path) as scratch:
+        whole = scratch / "repo"
         whole.mkdir()
         write_parts(parts, whole)
         stale = [name for name in OPTIONAL if not (whole / name).exists()]
         mode = (whole / LABELS_FILE).stat().st_mode
-        for file in sorted(file for file in whole.rglob("*") if file.is_file()):
+        for file in whole.rglob("*.safetensors"):
             file.chmod(mode)  # safetensors keeps its files to the owner
-            place = path / file.relative_to(whole)
-            place.parent.mkdir(parents=True, exist_ok=True)
-            os.replace(file, place)
+        move_into(whole, path)
         for name in stale:
             if (path / name).exists():
                 shutil.rmtree(path / name) if (path / name).is_dir() else (path / name).unlink()
@@ -149,6 +159,9 @@ def write_parts(parts: RetrieverParts, folder: Path) -> None:
     config = json.loads((folder / CONFIG_FILE).read_text(encoding="utf8"))
     config["removed_ids"] = np.flatnonzero(~parts.index.alive).tolist()
     (folder / CONFIG_FILE).write_text(json.dumps(config, indent=2), encoding="utf8")
+    modules = [row["path"] for row in json.loads((folder / "modules.json").read_text(encoding="utf8"))]
+    weights = [f"{path}/model.safetensors".lstrip("/") for path in modules]
+    write_manifest(folder, [*_OF_ONE_SAVE, *weights])
 
 
 def _write_json(content: Any, file: Path) -> None:
@@ -214,7 +227,11 @@ def read_parts(folder: Path, device: str | None = None) -> RetrieverParts:
         ValueError: Naming the file that is missing, damaged, of another size or a newer format version, and the way
             out.
     """
-    files = Folder(folder)
+    return read_whole(Folder(folder), lambda: _read_parts(Folder(folder), device))
+
+
+def _read_parts(files: Folder, device: str | None) -> RetrieverParts:
+    folder = files.path
     config = read_versioned(files, CONFIG_FILE)
     labels = read_labels(files)
     halves = read_halves(files, len(labels))
