@@ -23,7 +23,7 @@ except ImportError:
 SCORES_AT_ONCE, ROWS_AT_ONCE = 1 << 25, 1 << 14
 # Rows that are all looked at without an index, and so many candidates, whatever the index.
 MAX_EXACT = 200_000
-_GROUP = 32
+_GROUP = 64
 
 
 class StoredRows:
@@ -73,8 +73,8 @@ class StoredRows:
 class Searcher(Protocol):
     """What finds rows of a large inner product.
 
-    ``exact``: its scores are the float32 products themselves. ``complete``: it looks at every row, so that only
-    rounding can hide one.
+    ``exact``: its scores are the float32 products themselves, descending, equal ones by ascending id. ``complete``: it
+    looks at every row, so that only rounding can hide one.
     """
 
     exact: bool
@@ -90,7 +90,7 @@ class Searcher(Protocol):
         """Bytes that are searched."""
 
     def search(self, queries: np.ndarray, count: int, alive: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """The ``count`` rows of the largest product for each query, in any order.
+        """The ``count`` rows of the largest product for each query, in any order where it is not exact.
 
         Args:
             queries: (N, D) float32.
@@ -144,6 +144,7 @@ class ExactSearcher:
             products = queries @ block.T
             products[:, ~alive[first : first + len(block)]] = MISSING_SCORE
             places, values = best_of_rows(products, min(count, len(block)))
+            # Earlier blocks come first: equal scores stay by ascending id.
             ids, scores = np.hstack([ids, places + first]), np.hstack([scores, values])
             kept, scores = best_of_rows(scores, min(count, scores.shape[1]))
             ids = np.take_along_axis(ids, kept, 1)
@@ -226,10 +227,20 @@ class VectorIndex:
         searcher: Searcher | None = None,
     ) -> None:
         self.vectors = vectors
-        self.alive = np.ones(len(vectors), dtype=bool) if alive is None else np.asarray(alive, dtype=bool)
+        self.alive = np.ones(len(vectors), dtype=bool) if alive is None else np.array(alive, dtype=bool)
         if self.alive.shape != (len(vectors),):
             raise ValueError(f"alive must have shape ({len(vectors)},), got {self.alive.shape}")
         self._searcher = searcher
+
+    @property
+    def alive(self) -> np.ndarray:
+        """(L,) bool, False for removed rows; set another array to change it, this one is read-only."""
+        return self._alive[0]
+
+    @alive.setter
+    def alive(self, alive: np.ndarray) -> None:
+        alive.flags.writeable = False
+        self._alive = alive, int(alive.sum())  # counted once, not at every search
 
     def __len__(self) -> int:
         """Number of ids, removed ones included."""
@@ -238,7 +249,7 @@ class VectorIndex:
     @property
     def num_alive(self) -> int:
         """Number of rows that a search can return."""
-        return int(self.alive.sum())
+        return self._alive[1]
 
     def build(self) -> Searcher:
         """What is searched, which the first search makes otherwise."""
@@ -287,18 +298,21 @@ class VectorIndex:
     def _search(self, queries: np.ndarray, top_k: int, candidates: np.ndarray | None) -> tuple[np.ndarray, np.ndarray]:
         rows = None if candidates is None else self._present(candidates, "search among candidates")
         ids, scores = missing(len(queries), top_k)
-        vectors, mask, searcher = self.vectors, self.alive, self.build()
-        places = min(top_k, int(mask.sum()) if rows is None else len(rows))
+        searcher, vectors = self.build(), self.vectors
+        alive, num_alive = self._alive
+        places = min(top_k, num_alive if rows is None else len(rows))
         if places == 0 or len(queries) == 0:
             return ids, scores
-        if rows is not None and len(rows) <= (len(self) // 4 if searcher.complete else MAX_EXACT):
-            vectors, mask = self.vectors[rows], np.ones(len(rows), dtype=bool)
-            searcher = ExactSearcher(vectors)
-        elif rows is not None:
-            mask = np.zeros(len(self), dtype=bool)
-            mask[rows] = True
-            rows = None
-        found, scores[:, :places] = ranked(searcher, vectors, mask, queries, places)
+        if rows is not None:
+            num_alive = len(rows)
+            if num_alive <= (len(self) // 4 if searcher.complete else MAX_EXACT):
+                vectors, alive = self.vectors[rows], np.ones(num_alive, dtype=bool)
+                searcher = ExactSearcher(vectors)
+            else:
+                alive = np.zeros(len(self), dtype=bool)
+                alive[rows] = True
+                rows = None
+        found, scores[:, :places] = ranked(searcher, vectors, alive, num_alive, queries, places)
         ids[:, :places] = found if rows is None else rows[found]
         return ids, scores
 
@@ -316,6 +330,7 @@ def ranked(
     searcher: Searcher,
     vectors: np.ndarray | StoredRows,
     alive: np.ndarray,
+    num_alive: int,
     queries: np.ndarray,
     places: int,
     fill: bool = True,
@@ -324,12 +339,13 @@ def ranked(
 
     With ``fill`` rows of which the searcher found too little are searched by looking at every vector.
     """
+    if searcher.exact:
+        return searcher.search(queries, places, alive)
     # Beyond the last place: one shows a group of equal scores cut by it, more make up for rounding.
-    count = min(places + (1 if searcher.exact else max(64, places // 2)), int(alive.sum()))
-    ids, scores = searcher.search(queries, count, alive)
-    if not searcher.exact:
-        scores = np.stack([vectors[found] @ query for found, query in zip(ids, queries, strict=True)])
-        scores[ids < 0] = MISSING_SCORE
+    count = min(places + max(64, places // 2), num_alive)
+    ids, _ = searcher.search(queries, count, alive)
+    scores = np.stack([vectors[found] @ query for found, query in zip(ids, queries, strict=True)])
+    scores[ids < 0] = MISSING_SCORE
     order = np.lexsort((ids, -scores))
     ids, scores = np.take_along_axis(ids, order, 1), np.take_along_axis(scores, order, 1)
     if searcher.complete:
@@ -345,13 +361,14 @@ def ranked(
 
 
 def best_of_rows(scores: np.ndarray, count: int) -> tuple[np.ndarray, np.ndarray]:
-    """The ``count`` largest of every row, in no order: maxima of groups first, then the best groups.
+    """The ``count`` largest of every row, descending, equal ones by ascending column.
 
-    The ``count`` groups of the largest maxima hold the ``count`` largest scores, as a score outside them is at most
-    as large as ``count`` others. Selecting among L / 32 maxima and 32 * count scores beats selecting among L.
+    Looks for a bar first, the ``count``-th largest of the maxima of groups of columns: ``count`` groups reach it, so
+    the ``count`` largest scores do. What reaches it is little more than that, and is sorted. Selecting among L / 64
+    maxima and comparing with the bar beats selecting among L.
 
     Args:
-        scores: (B, L).
+        scores: (B, L), which must not hold NaN.
         count: From 1 to L.
 
     Returns:
@@ -359,20 +376,18 @@ def best_of_rows(scores: np.ndarray, count: int) -> tuple[np.ndarray, np.ndarray
     """
     batch, width = scores.shape
     num_groups = width // _GROUP
-    if count == width:
-        return np.broadcast_to(np.arange(width), (batch, width)), scores
-    if num_groups <= 2 * count:
-        columns = np.argpartition(scores, width - count, axis=1)[:, width - count :]
-        return columns, np.take_along_axis(scores, columns, 1)
-    # Group g holds the columns g, g + num_groups, ...: its maximum is taken over whole rows of memory.
-    maxima = scores[:, : num_groups * _GROUP].reshape(batch, _GROUP, num_groups).max(1)
-    groups = np.argpartition(maxima, num_groups - count, axis=1)[:, num_groups - count :]  # (B, count)
-    columns = (groups[:, None, :] + (num_groups * np.arange(_GROUP))[:, None]).reshape(batch, -1)
-    last = np.arange(num_groups * _GROUP, width)
-    columns = np.hstack([columns, np.broadcast_to(last, (batch, len(last)))])  # (B, 32 count + L % 32)
-    values = np.take_along_axis(scores, columns, 1)
-    places = np.argpartition(values, values.shape[1] - count, axis=1)[:, values.shape[1] - count :]
-    return np.take_along_axis(columns, places, 1), np.take_along_axis(values, places, 1)
+    if num_groups > 2 * count:
+        # Group g holds the columns g, g + num_groups, ...: its maximum is taken over whole rows of memory.
+        maxima = scores[:, : num_groups * _GROUP].reshape(batch, _GROUP, num_groups).max(1)
+        bar = np.partition(maxima, num_groups - count, axis=1)[:, num_groups - count]  # (B,)
+    else:
+        bar = np.partition(scores, width - count, axis=1)[:, width - count]
+    flat = np.flatnonzero(scores >= bar[:, None])
+    row, values = flat // width, scores.reshape(-1)[flat]
+    order = np.lexsort((-values, row))  # stable: equal values keep the ascending columns
+    first = np.searchsorted(row, np.arange(batch))  # of each row, which has at least count
+    kept = order[first[:, None] + np.arange(count)]
+    return flat[kept] - width * np.arange(batch)[:, None], values[kept]
 
 
 def missing(num_rows: int, num_places: int, dtype: type[np.floating] = np.float32) -> tuple[np.ndarray, np.ndarray]:

@@ -128,13 +128,13 @@ class LabelIndex(VectorIndex):
             queries = self.vectors[ids[:: -(-len(ids) // _RECALL_QUERIES)]]
         queries = np.ascontiguousarray(queries, dtype=np.float32)
         places = min(_RECALL_TOP_K, self.num_alive)
-        _, wanted = ranked(ExactSearcher(self.vectors), self.vectors, self.alive, queries, places)
+        _, wanted = ExactSearcher(self.vectors).search(queries, places, self.alive)
         # By score, not by id: labels of one score stand for each other, but for rounding.
         least = wanted[:, -1:] - 1e-5 * np.abs(wanted[:, -1:])
         recall = 0.0
         for effort in searcher.efforts:
             searcher.effort = effort
-            _, scores = ranked(searcher, self.vectors, self.alive, queries, places, fill=False)
+            _, scores = ranked(searcher, self.vectors, self.alive, self.num_alive, queries, places, fill=False)
             recall = float((scores >= least).mean())
             if recall >= MIN_RECALL:
                 break
@@ -160,8 +160,9 @@ class LabelIndex(VectorIndex):
             ValueError: for an id that is out of range or already removed.
         """
         ids = self._present(ids, "remove label ids")
-        self.alive = self.alive.copy()
-        self.alive[ids] = False
+        alive = self.alive.copy()
+        alive[ids] = False
+        self.alive = alive
 
     def save(self, path: str | Path) -> None:
         """Write what was built, and beside it, in a ``.json`` of the same name, its kind, recall and what it is of.

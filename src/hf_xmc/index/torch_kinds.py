@@ -28,7 +28,8 @@ class TableSearcher:
         device: Where.
     """
 
-    complete, effort, efforts = True, 0, [0]
+    # On a GPU equal scores come in any order: what it finds is scored anew, as of all kinds here.
+    exact, complete, effort, efforts = False, True, 0, [0]
 
     def __init__(
         self,
@@ -37,7 +38,7 @@ class TableSearcher:
         compute_dtype: torch.dtype = torch.float32,
         device: str = "cpu",
     ) -> None:
-        self.exact = dtype == compute_dtype == torch.float32
+        self.is_plain = dtype == compute_dtype == torch.float32
         self.dtype, self.compute_dtype, self.device = dtype, compute_dtype, device
         self.scale: Tensor | None = None
         if dtype == torch.float32:
@@ -63,7 +64,7 @@ class TableSearcher:
     def search(self, queries: np.ndarray, count: int, alive: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """See :class:`~hf_xmc.hub.search_xmc.Searcher`."""
         wanted = torch.from_numpy(queries)
-        if not self.exact:
+        if not self.is_plain:
             wanted = torch.nn.functional.normalize(wanted, dim=1)  # stays within the range of float16
         wanted = wanted.to(device=self.device, dtype=self.compute_dtype)
         dead = torch.from_numpy(np.flatnonzero(~alive)).to(self.device)
@@ -125,7 +126,7 @@ def cuda_searcher(vectors: np.ndarray) -> TableSearcher:
 
 
 def _best(scores: Tensor, count: int) -> tuple[np.ndarray, np.ndarray]:
-    """Columns and float32 values (B, count) of the largest scores (B, L) of every row, in no order."""
+    """Columns and float32 values (B, count) of the largest scores (B, L) of every row."""
     if scores.device.type == "cpu":
         return best_of_rows(scores.float().numpy(), count)
     values, columns = torch.topk(scores, count, dim=1, sorted=False)
