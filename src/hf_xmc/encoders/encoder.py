@@ -18,11 +18,12 @@ from sentence_transformers.util import load_file_path
 from torch import nn
 
 from hf_xmc.encoders.classifier import JOINT_EMBEDDING, LabelClassifier, hub_options
+from hf_xmc.encoders.prompts import encode_options
 from hf_xmc.encoders.shared_static import SharedStaticEmbedding
-from hf_xmc.hub.repo_xmc import CONFIG_FILE, FORMAT_VERSION, SearchForm, check_version
+from hf_xmc.hub.repo_xmc import CONFIG_FILE, FORMAT_VERSION, SearchForm, check_version, cut_to
 
 # What encode_halves reads itself where it does without encode, and the texts it then runs at once.
-_DIRECT_OPTIONS = {"prompt", "batch_size", "show_progress_bar"}
+_DIRECT_OPTIONS = {"prompt", "task", "batch_size", "show_progress_bar"}
 _STATIC_TEXTS_AT_ONCE = 4096
 
 
@@ -132,7 +133,7 @@ class XMCEncoder(SentenceTransformer):
         Returns:
             (N, D) float32; with a classifier ``[(1 - u) e ; u c]``, see :class:`SearchForm`.
         """
-        return self.join_queries(*self.encode_halves(texts, **({"prompt": self.prompts.get("query")} | encode)))
+        return self.join_queries(*self.encode_halves(texts, **encode_options(self, "query", encode)))
 
     def label_vectors(self, texts: Sequence[str], **encode: Any) -> np.ndarray:
         """Vectors of all L labels in id order: (L, D) float32; with a classifier ``[e ; w]``."""
@@ -145,7 +146,7 @@ class XMCEncoder(SentenceTransformer):
             (N, D) float32; with a classifier ``[e ; c]``. Unlike queries keys carry no weight of the search form, so
             that ``query . key`` is the weighted sum of both halves' products.
         """
-        return self.join_labels(*self.encode_halves(texts, **({"prompt": self.prompts.get("query")} | encode)))
+        return self.join_labels(*self.encode_halves(texts, **encode_options(self, "query", encode)))
 
     def label_halves(self, texts: Sequence[str], **encode: Any) -> tuple[np.ndarray, np.ndarray | None]:
         """Dual-encoder vectors (L, De) and classifier rows (L, Dc) or None, both float32, of all L labels in id order.
@@ -153,7 +154,7 @@ class XMCEncoder(SentenceTransformer):
         Raises:
             ValueError: if the encoder has a classifier for another number of labels.
         """
-        encoder_half, head = self.encode_halves(texts, **({"prompt": self.prompts.get("document")} | encode))
+        encoder_half, head = self.encode_halves(texts, **encode_options(self, "document", encode))
         classifier = self.label_classifier
         if classifier is None:
             return encoder_half, None
@@ -174,21 +175,32 @@ class XMCEncoder(SentenceTransformer):
         """``sentence_embedding`` (N, De) and, with a classifier, ``classifier_embedding`` (N, Dc), float32.
 
         Each distinct text is encoded once. A static encoder, whose work is less than the bookkeeping of ``encode``,
-        is run without it where ``encode`` holds nothing but a prompt and a batch size.
+        is run without it where ``encode`` holds nothing but a prompt and a batch size. With ``truncate_dim`` the first
+        vector is cut, and made of unit length again.
+
+        Raises:
+            ValueError: If ``truncate_dim`` cuts vectors that classifier rows meet.
         """
         if len(texts) and self._can_skip_encode(encode):
             return self._static_halves(list(texts), encode.get("prompt"))
         place: dict[str, int] = {}
         inverse = np.array([place.setdefault(text, len(place)) for text in texts], dtype=np.int64)
         unique = list(place)
-        classifier = self.label_classifier
+        classifier, width = self.label_classifier, encode.get("truncate_dim", self.truncate_dim)
         if classifier is None or self.shares_vector:
+            if classifier is not None and width is not None and width < classifier.dimension:
+                raise ValueError(
+                    f"truncate_dim={width} cuts the vectors that classifier rows of {classifier.dimension} numbers "
+                    "meet; leave it out, or give the classifier a head of its own: add_classifier(dimension=...)"
+                )
             vectors = np.asarray(self.encode(unique, **encode), dtype=np.float32)[inverse]
+            vectors = cut_to(vectors, width)
             return vectors, None if classifier is None else vectors
         both = self.encode(unique, output_value=JOINT_EMBEDDING, **encode)  # type: ignore[call-overload]
         joint = torch.stack(both).float().cpu().numpy()[inverse]
         split = joint.shape[1] - classifier.dimension
-        return np.ascontiguousarray(joint[:, :split]), np.ascontiguousarray(joint[:, split:])
+        first = np.ascontiguousarray(joint[:, :split])
+        return cut_to(first, width), np.ascontiguousarray(joint[:, split:])
 
     def _can_skip_encode(self, encode: dict[str, Any]) -> bool:
         plain = self.truncate_dim is None and self.default_prompt_name is None
@@ -252,6 +264,21 @@ class XMCEncoder(SentenceTransformer):
             module_class = XMCEncoder._module_classes[row["type"]]
             modules[row["name"]] = module_class.load(model_name_or_path, subfolder=row["path"], **hub)
         return modules, module_kwargs
+
+
+def dual_vectors(model: SentenceTransformer, texts: Sequence[str], task: str, **encode: Any) -> np.ndarray:
+    """The dual encoder's vectors (N, D) float32 of unit length, of ours and of any other sentence-transformers model.
+
+    Args:
+        model: Any; of an :class:`XMCEncoder` the classifier is left aside.
+        texts: N strings.
+        task: "query" or "document", whose prompt is put before each text.
+        encode: Passed to ``encode``.
+    """
+    options = encode_options(model, task, encode)
+    if isinstance(model, XMCEncoder):
+        return model.encode_halves(texts, **options)[0]
+    return np.asarray(model.encode(list(texts), normalize_embeddings=True, **options), dtype=np.float32)
 
 
 def _column(outs: list[dict[str, torch.Tensor]], key: str) -> np.ndarray:

@@ -13,6 +13,7 @@ from tokenizers.models import Unigram
 
 from hf_xmc.encoders.pretrained import wordllama_embedding
 from hf_xmc.encoders.shared_static import SharedStaticEmbedding
+from hf_xmc.hub.checks_xmc import checked_texts
 
 SPACE = "▁"
 UNKNOWN = "<unk>"
@@ -62,7 +63,7 @@ def static_embedding(
     vectors = vectors / vectors.norm(dim=1).mean()
     normalizer = _normalizer()
     words, pairs = Counter[str](), Counter[tuple[str, str]]()
-    for text in texts:
+    for text in checked_texts(texts):
         split = normalizer.normalize_str(text).split()
         words.update(split)
         pairs.update(zip(split, split[1:], strict=False))

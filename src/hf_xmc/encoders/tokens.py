@@ -11,6 +11,8 @@ import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
+from hf_xmc.encoders.prompts import prompt_of
+
 _TEXTS_AT_ONCE = 4096
 # Tokenising this many texts takes a few seconds: show how far it is.
 _SHOW_PROGRESS_FROM = 200_000
@@ -76,7 +78,7 @@ class TokenizedTexts:
     @classmethod
     def of_model(cls, model: Any, texts: Sequence[str], task: str = "document") -> TokenizedTexts:
         """Those of a ``SentenceTransformer``, with its prompt for the task before each text."""
-        return cls(model[0].preprocess, texts, prompt=model.prompts.get(task), task=task, **special_tokens(model))
+        return cls(model[0].preprocess, texts, prompt=prompt_of(model, task), task=task, **special_tokens(model))
 
     def __len__(self) -> int:
         return len(self.lengths)

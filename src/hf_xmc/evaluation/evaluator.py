@@ -13,7 +13,7 @@ from sentence_transformers import SentenceTransformer
 from sentence_transformers.base.evaluation import BaseEvaluator
 
 from hf_xmc.data.dataset import XMCDataset
-from hf_xmc.encoders.encoder import XMCEncoder
+from hf_xmc.encoders.encoder import XMCEncoder, dual_vectors
 from hf_xmc.index.label_index import LabelIndex
 from hf_xmc.metrics.bootstrap import Interval, bootstrap_differences, bootstrap_intervals
 from hf_xmc.metrics.frequency import frequency_bins
@@ -41,6 +41,10 @@ class XMCEvaluator(BaseEvaluator):
         self, data: XMCDataset, name: str = "", *, batch_size: int = 128, show_progress_bar: bool = False
     ) -> None:
         super().__init__()
+        if not len(data.test):
+            raise ValueError(
+                f"{data.name} has no test rows to evaluate on; give data.hold_out(0.1), or a data set with"
+            )
         self.data = data
         self.name = name
         self.batch_size = batch_size
@@ -73,7 +77,8 @@ class XMCEvaluator(BaseEvaluator):
             vectors = model.label_vectors(labels, **encode)
             queries = model.query_vectors(texts, **encode)
         else:
-            vectors, queries = (_plain_vectors(model, each, **encode) for each in (labels, texts))
+            vectors = dual_vectors(model, labels, "document", **encode)
+            queries = dual_vectors(model, texts, "query", **encode)
         return self.search(queries, vectors, top_k)
 
     def search(
@@ -122,8 +127,3 @@ class XMCEvaluator(BaseEvaluator):
             "propensity_b": propensity.b,
             "propensity_assumed": propensity.assumed,
         }
-
-
-def _plain_vectors(model: SentenceTransformer, texts: list[str], **encode: Any) -> np.ndarray:
-    """(N, D) of unit length, from a model that is not ours."""
-    return np.asarray(model.encode(texts, normalize_embeddings=True, **encode))

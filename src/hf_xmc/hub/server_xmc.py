@@ -78,7 +78,7 @@ class Server(ABC):
         listed, answers = checked_texts(texts), []
         for start in range(0, len(listed), batch_size):
             halves = self.encode([self.prompt + text for text in listed[start : start + batch_size]])
-            answers += answer(self.parts, self.parts.form.join_queries(*halves), request)
+            answers += answer(self.parts, self.parts.join(*halves), request)
         return answers[0] if isinstance(texts, str) else answers
 
     @abstractmethod

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
@@ -13,6 +13,8 @@ from sentence_transformers.base.losses.gradcache import CachedLossMixin, has_sta
 from torch import Tensor, nn
 
 from hf_xmc.distributed import PAD, is_distributed, pad_gather
+from hf_xmc.encoders.prompts import prompt_of
+from hf_xmc.hub.checks_xmc import checked_texts
 from hf_xmc.losses import blockwise
 from hf_xmc.losses.pool.decoupled_softmax import DecoupledSoftmaxLoss
 from hf_xmc.losses.pool.targets import places, to_csr
@@ -44,7 +46,7 @@ class AllLabelsLoss(CachedLossMixin, nn.Module):
     def __init__(
         self,
         model: SentenceTransformer,
-        label_texts: Sequence[str],
+        label_texts: Iterable[str],
         loss: Callable[..., Tensor] = blockwise.decoupled_softmax,
         scale: float = 20.0,
         mini_batch_size: int = 256,
@@ -55,13 +57,14 @@ class AllLabelsLoss(CachedLossMixin, nn.Module):
         self.scale = scale
         self.mini_batch_size = mini_batch_size
         self.is_static = has_static_embedding_input(model)
-        self.num_labels = len(label_texts)
+        listed = checked_texts(label_texts)
+        self.num_labels = len(listed)
         world_size, rank = (dist.get_world_size(), dist.get_rank()) if is_distributed() else (1, 0)
         if self.num_labels < world_size:
             raise ValueError(f"{self.num_labels} labels cannot be shared by {world_size} ranks")
         shard = torch.tensor_split(torch.arange(self.num_labels), world_size)[rank]
-        texts = [label_texts[i] for i in shard.tolist()]
-        prompt = model.prompts.get("document") or None
+        texts = [listed[i] for i in shard.tolist()]
+        prompt = prompt_of(model, "document") or None
         # Texts of like length share a group; the order of the rows of this rank's table follows.
         order = sorted(range(len(texts)), key=lambda i: len(texts[i]))
         size = len(texts) if self.is_static else mini_batch_size

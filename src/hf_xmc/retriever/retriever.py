@@ -16,8 +16,9 @@ from huggingface_hub import HfApi
 from scipy.sparse import csr_matrix
 
 from hf_xmc.encoders.encoder import XMCEncoder
+from hf_xmc.encoders.prompts import encode_options
 from hf_xmc.hub.answers_xmc import Ranking, answer, rank
-from hf_xmc.hub.checks_xmc import checked_candidates, checked_ids, checked_request, checked_texts
+from hf_xmc.hub.checks_xmc import checked_ids, checked_request, checked_texts
 from hf_xmc.hub.votes_xmc import MemoryForm
 from hf_xmc.index.label_index import LabelIndex
 from hf_xmc.memory.knowledge_memory import KnowledgeMemory
@@ -25,6 +26,9 @@ from hf_xmc.metrics.reliability import CalibrationReport, base_rates, measure
 from hf_xmc.retriever.calibration import FittedCalibration, cross_fitted_report, fit_calibration, judge_queries
 from hf_xmc.retriever.files import OPTIONAL, RetrieverParts, fetched, read_parts, save_parts, write_parts
 from hf_xmc.retriever.parquet import digest, predict_to_parquet
+
+# Of rank, what is no option of the encoder.
+_OPTIONS = ("threshold", "min_precision", "candidates", "memory")
 
 
 def _part(name: str) -> Any:
@@ -205,7 +209,7 @@ class Retriever:
         with self._changes:
             parts = self.parts
             encoder, classifier, all_rows = parts.encoder, parts.encoder.label_classifier, parts.classifier
-            embedding, rows = encoder.encode_halves(texts, **({"prompt": encoder.prompts.get("document")} | encode))
+            embedding, rows = encoder.encode_halves(texts, **encode_options(encoder, "document", encode))
             if classifier is not None and rows is not None and parts.classifier is not None:
                 if classifier.residual:
                     free_row = classifier.rows.weight.detach().float().cpu().mean(0)
@@ -241,7 +245,7 @@ class Retriever:
         self,
         texts: Iterable[str],
         folder: str | Path,
-        top_k: int = 5,
+        top_k: int | None = None,
         *,
         rows_per_file: int = 10_000,
         show_progress_bar: bool = True,
@@ -256,7 +260,7 @@ class Retriever:
         Args:
             texts: A list, an iterator or a column of a data set, for example ``dataset["text"]``.
             folder: Where the files go; beside them ``_predicted_by.json`` says what they were made with.
-            top_k: Labels of each text.
+            top_k: Labels of each text; None for 5, or all where there are fewer.
             rows_per_file: Texts of a file.
             show_progress_bar: Whether texts are counted as they are done.
             predict: Passed to :meth:`rank`: threshold, min_precision, candidates, memory, batch_size, ...
@@ -268,8 +272,8 @@ class Retriever:
         Raises:
             ValueError: if the folder holds predictions of another model, of other labels, arguments or texts.
         """
-        if predict.get("candidates") is not None:
-            predict["candidates"] = checked_candidates(predict["candidates"], self.index)
+        options = {name: predict[name] for name in _OPTIONS if name in predict}
+        predict["candidates"] = checked_request(self.parts, top_k, **options).candidates
         return predict_to_parquet(
             lambda part: self.rank(part, top_k, **predict),
             texts,

@@ -67,7 +67,7 @@ def export_int8(
         server.session = onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
         parts = [some[start : start + _BATCH] for start in range(0, len(some), _BATCH)]
         halves = [server.encode([server.prompt + text for text in part]) for part in parts]
-        queries = np.vstack([server.parts.form.join_queries(*half) for half in halves])
+        queries = np.vstack([server.parts.join(*half) for half in halves])
         index = server.parts.index
         return queries @ index.vectors[index.alive].T  # (B, L)
 

@@ -15,7 +15,7 @@ from transformers import TrainerCallback, TrainerControl, TrainerState
 
 from hf_xmc.data.dataset import XMCDataset
 from hf_xmc.distributed import gather_shares, is_distributed, share_of
-from hf_xmc.encoders.encoder import XMCEncoder
+from hf_xmc.encoders.encoder import dual_vectors
 from hf_xmc.index.label_index import LabelIndex
 from hf_xmc.losses.label_terms import LabelNeighbors
 from hf_xmc.training.clusters import cluster_order
@@ -165,10 +165,5 @@ class MiningCallback(TrainerCallback):
 def _encode(model: SentenceTransformer, texts: list[str], task: str) -> np.ndarray:
     """Dual-encoder vectors (n, D) float32 of unit length; each rank encodes its share."""
     start, stop = share_of(len(texts))
-    prompt = model.prompts.get(task) or None
-    share = texts[start:stop]
-    if isinstance(model, XMCEncoder):
-        vectors, _ = model.encode_halves(share, prompt=prompt, show_progress_bar=False)
-    else:
-        vectors = model.encode(share, prompt=prompt, normalize_embeddings=True, show_progress_bar=False)
-    return gather_shares(np.asarray(vectors, dtype=np.float32), len(texts))
+    vectors = dual_vectors(model, texts[start:stop], task, show_progress_bar=False)
+    return gather_shares(vectors, len(texts))
