@@ -5,6 +5,7 @@ With numpy alone. This file travels inside every published repo, and the package
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from numbers import Real
 from typing import Any, NamedTuple, Protocol
@@ -15,6 +16,8 @@ from .memory_xmc import Memory
 from .search_xmc import VectorIndex
 
 DEFAULT_TOP_K = 5
+# Characters of a text that are read: to split ten million into tokens takes ten seconds, and gigabytes.
+MAX_CHARACTERS = 1_000_000
 
 
 class Calibrated(Protocol):
@@ -98,7 +101,9 @@ def checked_request(
     num_labels = parts.index.num_alive
     if top_k is None:
         top_k = min(DEFAULT_TOP_K, num_labels)
-    if not is_integer(top_k) or not 1 <= top_k <= num_labels:
+    if not is_integer(top_k):
+        raise ValueError(f"top_k must be an integer, got {top_k!r}")
+    if not 1 <= top_k <= num_labels:
         raise ValueError(f"top_k must lie between 1 and the {num_labels} labels, got {top_k!r}")
     _check_numbers(threshold=threshold, min_precision=min_precision)
     _check_flags(memory=memory, return_evidence=return_evidence)
@@ -166,11 +171,13 @@ def checked_ids(ids: Iterable[int]) -> np.ndarray:
 def checked_texts(texts: str | Iterable[str]) -> list[str]:
     """A list of the texts, one text counting as a list of one.
 
+    A text of more than a million characters is cut there, with a warning.
+
     Args:
         texts: A str, or a list, tuple, iterator, array, Arrow array, pandas Series or data set column of them.
 
     Raises:
-        ValueError: For a table or mapping, or naming the place of what is no str, or that no file can hold.
+        ValueError: For a table or mapping, or naming the place of what is no str, or no valid Unicode.
     """
     if isinstance(texts, str):
         texts = [texts]
@@ -186,6 +193,12 @@ def checked_texts(texts: str | Iterable[str]) -> list[str]:
             text.encode("utf8")
         except UnicodeEncodeError as error:  # half a surrogate pair, from broken JSON or file names
             raise ValueError(f"the text at place {place} is no valid Unicode ({error.reason}); repair it") from error
+        if len(text) > MAX_CHARACTERS:
+            warnings.warn(
+                f"the text at place {place} has {len(text):,} characters, of which {MAX_CHARACTERS:,} are read",
+                stacklevel=3,
+            )
+            texts[place] = text[:MAX_CHARACTERS]
     return texts
 
 

@@ -16,7 +16,8 @@ import pyarrow.parquet as pq
 from tqdm.auto import tqdm
 
 from hf_xmc.hub.answers_xmc import Ranking
-from hf_xmc.hub.checks_xmc import checked_texts
+from hf_xmc.hub.checks_xmc import checked_texts, is_integer
+from hf_xmc.hub.whole_xmc import clear_left, scratch_name
 
 MADE_WITH_FILE = "_predicted_by.json"
 _TEXTS_KEY = b"hf_xmc.texts"
@@ -43,26 +44,30 @@ def predict_to_parquet(
         rows_per_file: Texts of a file, at least 1.
         show_progress_bar: Whether texts are counted.
     """
-    if isinstance(texts, str):
-        raise ValueError("texts must be a list, an iterator or a column of texts, got one str")
-    if rows_per_file < 1:
-        raise ValueError(f"rows_per_file must be at least 1, got {rows_per_file}")
-    folder.mkdir(parents=True, exist_ok=True)
+    if isinstance(texts, str | bytes | Mapping) or not isinstance(texts, Iterable) or hasattr(texts, "columns"):
+        came = f"one {type(texts).__name__}"
+        raise ValueError(f"texts must be a list, an iterator or a column of texts, got {came}")
+    if not is_integer(rows_per_file) or rows_per_file < 1:
+        raise ValueError(f"rows_per_file must be an integer of at least 1, got {rows_per_file!r}")
     made_with = {"rows_per_file": rows_per_file} | dict(made_with)
-    _check_made_with({name: _plain(value) for name, value in made_with.items()}, folder)
     total = len(texts) if isinstance(texts, Sized) else None
     source = iter(texts)
+    first = checked_texts(list(islice(source, rows_per_file)))  # before anything is written
+    folder.mkdir(parents=True, exist_ok=True)
+    _check_made_with({name: _plain(value) for name, value in made_with.items()}, folder)
     with tqdm(total=total, unit="text", disable=not show_progress_bar) as bar:
         for number in count():
-            part = checked_texts(list(islice(source, rows_per_file)))
+            part = checked_texts(list(islice(source, rows_per_file))) if number else first
             file = folder / f"part-{number:05d}.parquet"
-            if not part:
+            if not part and number:
                 break
             if file.exists():
                 _check_texts(file, part)
             else:
                 _write(file, _table(rank(part), number * rows_per_file, labels, digest(*part)))
             bar.update(len(part))
+            if not part:
+                return folder
     if file.exists():
         raise ValueError(f"{file} is of an earlier call with more texts; delete it, or give another folder")
     return folder
@@ -90,7 +95,7 @@ def _check_made_with(made_with: dict[str, Any], folder: Path) -> None:
     if not file.exists():
         if found := sorted(folder.glob("part-*.parquet")):
             raise ValueError(f"{folder} holds {found[0].name} but no {MADE_WITH_FILE}; give another folder")
-        scratch = folder / f".{MADE_WITH_FILE}"
+        scratch = folder / scratch_name(file)
         scratch.write_text(json.dumps(made_with, indent=2), encoding="utf8")
         os.replace(scratch, file)
         return
@@ -130,9 +135,12 @@ def _table(ranking: Ranking, first: int, labels: Sequence[str], texts_digest: st
 
 def _write(file: Path, table: pa.Table) -> None:
     """All of it or nothing, also where the machine stops."""
-    scratch = file.with_name(f".{file.name}")
+    clear_left(file)
+    scratch = file.with_name(scratch_name(file))
     with open(scratch, "wb") as opened:
-        pq.write_table(table, opened)
+        with pq.ParquetWriter(opened, table.schema) as writer:
+            if len(table):  # datasets cannot read a row group without rows
+                writer.write_table(table)
         opened.flush()
         os.fsync(opened.fileno())
     os.replace(scratch, file)
