@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from hf_xmc.metrics.inputs import FloatArray, IntArray, Truth
+from hf_xmc.metrics.inputs import FloatArray, IntArray, Truth, as_count
 from hf_xmc.metrics.judged import Judged, judge, label_metrics, ranking_ratios
 
 SAMPLES_PER_BLOCK = 8  # the row counts of a block, (8, N) float64, stay small for a million rows
@@ -46,6 +46,7 @@ def bootstrap_intervals(
     Returns:
         ``{"precision@1": Interval(value, low, high), ...}``, in [0, 1].
     """
+    _check_draws(level, num_samples, seed)
     judged = judge(ids, truth, k, inverse_propensities, num_labels)
     values, samples = _values(judged), _samples([judged], num_samples, seed)[0]
     return _intervals(values, samples, judged.cutoffs, level, lowest=0.0)
@@ -72,6 +73,7 @@ def bootstrap_differences(
     Raises:
         ValueError: If the two could be judged by different numbers of labels.
     """
+    _check_draws(level, num_samples, seed)
     if num_labels is None and not hasattr(truth, "shape") and inverse_propensities is None:
         raise ValueError("num_labels is missing; with truth as lists both prediction sets need the same one")
     both = [judge(each, truth, k, inverse_propensities, num_labels) for each in (ids, baseline_ids)]
@@ -83,6 +85,13 @@ def bootstrap_differences(
         level,
         lowest=-1.0,
     )
+
+
+def _check_draws(level: float, num_samples: int, seed: int) -> None:
+    as_count("num_samples", num_samples)
+    as_count("seed", seed, least=0, most=2**63 - 1)
+    if isinstance(level, bool) or not isinstance(level, float | int | np.floating) or not 0 < level < 1:
+        raise ValueError(f"level is {level!r}; expected a number between 0 and 1, such as 0.95")
 
 
 def _values(judged: Judged) -> dict[str, FloatArray]:

@@ -7,8 +7,10 @@ from typing import Any
 
 import numpy as np
 
-from hf_xmc.metrics.inputs import FloatArray, IntArray, Truth
+from hf_xmc.metrics.inputs import MAX_CUTOFF, FloatArray, IntArray, Truth, as_array, as_count
 from hf_xmc.metrics.judged import judge
+
+MAX_BINS = 10_000
 
 
 @dataclass(frozen=True)
@@ -51,7 +53,7 @@ def frequency_deciles(ids: Any, truth: Truth, train_counts: Any, k: int = 5) -> 
 
 def _sorted(train_counts: Any) -> tuple[IntArray, IntArray]:
     """Checked counts (L,), and label ids (L,) by count descending, then id ascending."""
-    counts = np.asarray(train_counts)
+    counts = as_array(train_counts)
     if counts.ndim != 1 or counts.dtype.kind not in "iu" or counts.sum() <= 0 or counts.min() < 0:
         raise ValueError(
             f"train_counts are {counts.dtype} {counts.shape}; expected integers (L,), none below 0 and some above, "
@@ -64,6 +66,8 @@ def _breakdown(
     ids: Any, truth: Truth, counts: IntArray, order: IntArray, place: FloatArray, k: int, num_bins: int
 ) -> list[FrequencyBin]:
     """Bins of labels: label ``order[i]`` is at the relative place ``place[i]`` in [0, 1], in bin place * num_bins."""
+    k = as_count("k", k, most=MAX_CUTOFF)
+    num_bins = as_count("num_bins", num_bins, most=MAX_BINS)
     judged = judge(ids, truth, k, None, len(counts))
     bin_of = np.empty(len(counts), dtype=np.int64)  # (L,)
     bin_of[order] = np.minimum(place * num_bins, num_bins - 1).astype(np.int64)

@@ -22,7 +22,7 @@ from typing import Any
 
 import numpy as np
 
-from hf_xmc.metrics.inputs import FloatArray, IntArray, Truth, as_truth
+from hf_xmc.metrics.inputs import FloatArray, IntArray, Truth, as_array, as_truth
 from hf_xmc.metrics.judged import Ratio, judge, label_metrics, ranking_ratios, ranking_totals
 from hf_xmc.metrics.ranking import drop_pairs, filter_truth, top_k
 
@@ -52,11 +52,16 @@ def inverse_propensities(train_truth: Truth, a: float, b: float, *, num_labels: 
     Raises:
         ValueError: If a constant is not a finite number above 0, or the truth has no positive.
     """
-    if not (np.isfinite(a) and np.isfinite(b) and a > 0 and b > 0):
+    numbers = as_array([a, b])
+    if numbers.shape != (2,) or numbers.dtype.kind not in "iuf" or not 0 < numbers.min() <= numbers.max() < np.inf:
         raise ValueError(f"a, b are {a}, {b}; expected two finite numbers above 0, such as 0.55, 1.5")
     truth = as_truth(train_truth, num_labels)
     counts = label_counts(truth)  # (L,)
-    return 1 + (np.log(truth.shape[0]) - 1) * (b + 1) ** a * (counts + b) ** -a
+    with np.errstate(over="ignore", invalid="ignore"):
+        values = 1 + (np.log(truth.shape[0]) - 1) * np.float64(b + 1) ** a * (counts + b) ** -float(a)
+    if not np.isfinite(values).all():
+        raise ValueError(f"a, b are {a}, {b}; expected constants like 0.55, 1.5: these leave the range of numbers")
+    return values
 
 
 def xmc_metrics(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -17,6 +17,29 @@ FloatArray: TypeAlias = NDArray[np.float64]
 Truth: TypeAlias = "sp.csr_array | sp.csr_matrix | Sequence[Sequence[int]]"
 
 ROWS_PER_CHUNK = 2048  # the tables of ``contains`` for this many rows fit the second-level cache
+# Arrays with a number for each label, or each place, would take gigabytes beyond these.
+MAX_LABELS = 2**25
+MAX_CUTOFF = 2**20
+_GAINS = 1e-100, 1e100  # sums and quotients of inverse propensities stay inside of float64
+
+
+def as_array(values: Any) -> NDArray[Any]:
+    """As numpy reads it; rows of different lengths, or what has no array, become an object without axes."""
+    try:
+        return np.asarray(values)
+    except (ValueError, TypeError, OverflowError):
+        return np.asarray(None)
+
+
+def as_count(name: str, value: Any, *, least: int = 1, most: int = MAX_LABELS) -> int:
+    """A whole number, of Python or numpy.
+
+    Raises:
+        ValueError: Unless it is one in [least, most].
+    """
+    if isinstance(value, bool) or not isinstance(value, int | np.integer) or not least <= value <= most:
+        raise ValueError(f"{name} is {value!r}; expected an integer from {least} to {most:,}")
+    return int(value)
 
 
 def as_cutoffs(k: int | Iterable[int]) -> IntArray:
@@ -25,10 +48,32 @@ def as_cutoffs(k: int | Iterable[int]) -> IntArray:
     Raises:
         ValueError: For none, or one that is no integer of at least 1.
     """
-    values = np.atleast_1d(np.asarray(k if np.ndim(k) == 0 else list(k)))  # type: ignore[arg-type]
+    single = isinstance(k, str | bytes | Mapping | np.ndarray) or not isinstance(k, Iterable)
+    values = np.atleast_1d(as_array(k if single else list(k)))  # type: ignore[arg-type]
     if values.size == 0 or values.ndim != 1 or values.dtype.kind not in "iu" or values.min() < 1:
         raise ValueError(f"k is {k!r}; expected one or more integers >= 1, such as k=(1, 3, 5)")
+    as_count("k", values.max(), most=MAX_CUTOFF)
     return np.unique(values).astype(np.int64)
+
+
+def as_gains(inverse_propensities: Any) -> FloatArray:
+    """Inverse propensities (L,) float64.
+
+    Raises:
+        ValueError: Unless they are one number a label, all finite and above 0.
+    """
+    weights = as_array(inverse_propensities)
+    if weights.ndim != 1 or weights.dtype.kind not in "iuf":
+        raise ValueError(
+            f"inverse_propensities are a {type(inverse_propensities).__name__} of shape {weights.shape}; expected a "
+            "number for each label, from inverse_propensities(train_truth, a, b)"
+        )
+    weights = weights.astype(np.float64)
+    if not (np.isfinite(weights).all() and (weights > 0).all()):
+        raise ValueError("inverse_propensities hold NaN, infinite, zero or negative values; expected all above 0")
+    if len(weights) and not _GAINS[0] <= weights.min() <= weights.max() <= _GAINS[1]:
+        raise ValueError(f"inverse_propensities run from {weights.min()} to {weights.max()}; expected {_GAINS}")
+    return weights
 
 
 def pad(rows: Sequence[Sequence[int]]) -> IntArray:
@@ -45,54 +90,79 @@ def as_ids(ids: Any) -> IntArray:
     Raises:
         ValueError: Unless they are integers in two axes.
     """
-    if isinstance(ids, (list, tuple)):
-        return pad(ids)
-    ids = np.asarray(ids)
-    if ids.ndim != 2 or ids.dtype.kind not in "iu":
+    rows = _rows(ids)
+    if rows is not None:
+        return pad(rows)
+    array = as_array(ids)
+    if array.ndim != 2 or array.dtype.kind not in "iu":
         raise ValueError(
-            f"ids have shape {ids.shape} and dtype {ids.dtype}; expected integers (N, K), best first, -1 where "
+            f"ids have shape {array.shape} and dtype {array.dtype}; expected integers (N, K), best first, -1 where "
             "nothing was predicted. Turn a CSR matrix of scores into ids with top_k"
         )
-    return ids.astype(np.int64, copy=False)
+    return _int64(array, "ids")
 
 
-def as_truth(truth: Truth, num_labels: int | None = None) -> sp.csr_array:
+def as_truth(truth: Any, num_labels: int | None = None) -> sp.csr_array:
+    """:func:`read_truth`, with a positive somewhere.
+
+    Raises:
+        ValueError: For what is no truth, or one without any positive.
+    """
+    matrix = read_truth(truth, num_labels)
+    if matrix.nnz == 0:
+        raise ValueError(f"truth {matrix.shape} has no positive label in any row; every metric would be 0 or 0/0")
+    return matrix
+
+
+def read_truth(truth: Any, num_labels: int | None = None) -> sp.csr_array:
     """Truth as a binary CSR array (N, L) bool with sorted, distinct columns; the input is not changed.
 
     Explicit zeros are dropped first, every other value becomes True, duplicates are merged.
 
     Args:
-        truth: SciPy sparse (N, L), or N lists of label ids (-1 is a pad).
+        truth: SciPy sparse (N, L), or N lists of label ids (-1 is a pad), also as a column of a data set.
         num_labels: L where ``truth`` is lists; by default the largest label id plus one.
 
     Raises:
-        ValueError: If there are NaN values, ids outside of 0 .. L-1, or no positive at all.
+        ValueError: For anything else, such as dense arrays, masks or rows of 0 and 1 for each label; for NaN values or
+            ids outside of 0 .. L-1.
     """
+    if num_labels is not None:
+        as_count("num_labels", num_labels)
+    rows = _rows(truth)
     if sp.issparse(truth):
-        matrix = sp.csr_array(truth)
-        if num_labels is not None and num_labels != matrix.shape[1]:
-            raise ValueError(f"truth has {matrix.shape[1]} columns, num_labels is {num_labels}; leave num_labels out")
-        if matrix.dtype.kind == "f" and np.isnan(matrix.data).any():
-            raise ValueError("truth has NaN values; expected non-zero for a positive label. Drop the NaN entries")
-        stored = matrix.data != 0
-        clean = stored.all()
-        matrix = sp.csr_array((stored, matrix.indices, matrix.indptr), shape=matrix.shape, copy=not clean)
-    elif isinstance(truth, (list, tuple)):
-        matrix = _csr_from_lists(truth, num_labels)
-        clean = True
+        matrix = _csr_from_sparse(truth, num_labels)
+    elif rows is not None:
+        matrix = _csr_from_lists(rows, num_labels)
     else:
         raise ValueError(
             f"truth is a {type(truth).__name__}; expected a scipy sparse matrix (N, L) or N lists of label ids. "
             "Wrap a dense 0/1 array in scipy.sparse.csr_array"
         )
-    if not clean:
-        matrix.eliminate_zeros()
     if not matrix.has_canonical_format:
         matrix = matrix.copy()
         matrix.sum_duplicates()
-    if matrix.nnz == 0:
-        raise ValueError(f"truth {matrix.shape} has no positive label in any row; every metric would be 0 or 0/0")
     return matrix
+
+
+def as_scores(scores: Any) -> sp.csr_array:
+    """Scores as a CSR array (N, L) of floats with sorted, distinct columns; the input is not changed.
+
+    Raises:
+        ValueError: Unless they are a scipy sparse matrix of numbers, none of them NaN.
+    """
+    if not sp.issparse(scores):
+        raise ValueError(f"scores are a {type(scores).__name__}; expected a scipy sparse matrix (N, L)")
+    scores = _csr("scores", scores)
+    if scores.dtype.kind != "f":
+        scores = scores.astype(np.float64)
+    if np.isnan(scores.data).any():
+        row = np.searchsorted(scores.indptr, np.isnan(scores.data).argmax(), side="right") - 1
+        raise ValueError(f"scores have NaN in row {row}; expected numbers. Drop these entries or mend the model")
+    if not scores.has_canonical_format:
+        scores = scores.copy()
+        scores.sum_duplicates()
+    return scores
 
 
 def as_pairs(pairs: Any, num_rows: int) -> IntArray:
@@ -101,15 +171,16 @@ def as_pairs(pairs: Any, num_rows: int) -> IntArray:
     Raises:
         ValueError: If they have another shape, or name other rows than those.
     """
-    pairs = np.asarray(pairs)
-    if pairs.size == 0:
+    pairs = as_array(pairs)
+    if pairs.size == 0 and pairs.ndim:
         return NO_PAIRS
     if pairs.ndim != 2 or pairs.shape[1] != 2 or pairs.dtype.kind not in "iu":
         raise ValueError(f"pairs are {pairs.dtype} {pairs.shape}; expected integers (n, 2): row, label id")
-    if pairs.min() < 0 or pairs[:, 0].max() >= num_rows:
+    if pairs.min() < 0 or pairs[:, 0].max() >= num_rows or pairs[:, 1].max() >= MAX_LABELS:
         raise ValueError(
-            f"pairs name rows {pairs[:, 0].min()} .. {pairs[:, 0].max()} and labels from {pairs[:, 1].min()}; "
-            f"expected rows 0 .. {num_rows - 1} and labels >= 0. Are these the filter pairs of another split?"
+            f"pairs name rows {pairs[:, 0].min()} .. {pairs[:, 0].max()} and labels {pairs[:, 1].min()} .. "
+            f"{pairs[:, 1].max()}; expected rows 0 .. {num_rows - 1} and labels from 0. Are these the filter pairs "
+            "of another split?"
         )
     return pairs.astype(np.int64, copy=False)
 
@@ -143,21 +214,100 @@ def chunks(num_rows: int) -> Iterator[slice]:
         yield slice(start, min(start + ROWS_PER_CHUNK, num_rows))
 
 
+def _int64(array: NDArray[Any], what: str) -> IntArray:
+    """Integers of any type as int64.
+
+    Raises:
+        ValueError: For one that does not fit.
+    """
+    if array.dtype.kind == "u" and array.size and array.max() > np.iinfo(np.int64).max:
+        raise ValueError(f"{what} hold {array.max()}; expected label ids below {MAX_LABELS:,}")
+    return array.astype(np.int64, copy=False)
+
+
+def _rows(values: Any) -> Sequence[Any] | None:
+    """Values as a sequence of rows where they are one: a list, a tuple, a column of a data set, frame or table.
+
+    Arrays, matrices, tables, mappings and iterators, which can be read but once, are none: None.
+    """
+    if isinstance(values, list | tuple):
+        return values
+    if isinstance(values, np.ndarray | str | bytes | Mapping | Iterator) or sp.issparse(values):
+        return None
+    if hasattr(values, "to_pylist") and not hasattr(values, "column_names"):  # Arrow's, of one column
+        return values.to_pylist()
+    if hasattr(values, "columns") or hasattr(values, "column_names"):  # of pandas, of datasets
+        return None
+    is_series = hasattr(values, "index") and getattr(getattr(values, "dtype", None), "kind", None) == "O"
+    return list(values) if is_series or isinstance(values, Sequence) else None
+
+
 def _flatten(rows: Sequence[Sequence[int]], what: str) -> tuple[IntArray, IntArray]:
     """Length of each row (N,) and all ids in one array (n,), both int64."""
-    counts = np.fromiter((len(row) for row in rows), dtype=np.int64, count=len(rows))
-    filled = [np.asarray(row) for row in rows if len(row)]
-    flat = np.concatenate(filled) if filled else np.empty(0, dtype=np.int64)
-    if flat.ndim != 1 or flat.dtype.kind not in "iu":
-        raise ValueError(f"{what} hold {flat.dtype} values of {flat.ndim} axes; expected a list of label ids per row")
-    return counts, flat.astype(np.int64, copy=False)
+    filled, counts = [], np.zeros(len(rows), dtype=np.int64)
+    for place, row in enumerate(rows):
+        ids = row if isinstance(row, np.ndarray) else as_array(row)
+        if ids.ndim != 1 or (ids.size and ids.dtype.kind not in "iu"):
+            raise ValueError(
+                f"{what} hold a {type(row).__name__} in row {place}, {ids.dtype} values of {ids.ndim} axes; expected "
+                "a list of label ids per row"
+            )
+        if ids.size:
+            filled.append(_int64(ids, what))
+            counts[place] = ids.size
+    return counts, np.concatenate(filled) if filled else np.empty(0, dtype=np.int64)
+
+
+def _csr(what: str, matrix: Any) -> sp.csr_array:
+    """Any scipy sparse matrix of numbers as CSR, of two axes and no more labels than memory holds."""
+    if matrix.ndim != 2 or matrix.dtype.kind not in "biuf":
+        raise ValueError(f"{what} are sparse {matrix.dtype} {matrix.shape}; expected numbers (N, L)")
+    as_count(f"the number of columns of {what}", matrix.shape[1], least=0)
+    return sp.csr_array(matrix)
+
+
+def _csr_from_sparse(truth: Any, num_labels: int | None) -> sp.csr_array:
+    matrix = _csr("truth", truth)
+    if num_labels is not None and num_labels != matrix.shape[1]:
+        raise ValueError(f"truth has {matrix.shape[1]} columns, num_labels is {num_labels}; leave num_labels out")
+    if matrix.dtype.kind == "f" and np.isnan(matrix.data).any():
+        raise ValueError("truth has NaN values; expected non-zero for a positive label. Drop the NaN entries")
+    stored = matrix.data != 0
+    clean = stored.all()
+    matrix = sp.csr_array((stored, matrix.indices, matrix.indptr), shape=matrix.shape, copy=not clean)
+    if not clean:
+        matrix.eliminate_zeros()
+    return matrix
 
 
 def _csr_from_lists(rows: Sequence[Sequence[int]], num_labels: int | None) -> sp.csr_array:
     counts, flat = _flatten(rows, "truth lists")
     width = int(flat.max(initial=-1)) + 1 if num_labels is None else num_labels
-    if flat.size and (flat.min() < -1 or flat.max() >= width):
-        raise ValueError(f"truth lists run from {flat.min()} to {flat.max()}; expected label ids 0 .. {width - 1}")
+    if flat.size and (flat.min() < -1 or flat.max() >= width or width > MAX_LABELS):
+        raise ValueError(
+            f"truth lists run from {flat.min()} to {flat.max()}; expected label ids 0 .. {min(width, MAX_LABELS) - 1}"
+        )
     row_of = np.repeat(np.arange(len(rows)), counts)
+    row = multi_hot_row(row_of, flat)
+    if row is not None:
+        raise ValueError(
+            f"truth lists hold {list(rows[row])[:10]} in row {row}, 0 and 1 several times, as a mark for each label; "
+            "expected label ids: give np.flatnonzero(row), or scipy.sparse.csr_array(rows)"
+        )
     kept = flat >= 0
     return sp.csr_array((np.ones(kept.sum(), dtype=bool), (row_of[kept], flat[kept])), shape=(len(rows), width))
+
+
+def multi_hot_row(row_of: IntArray, ids: IntArray) -> int | None:
+    """The first row that repeats 0 or 1 and names no other id; None for none.
+
+    Such a row is a mark for each label, not a list of ids. row_of and ids are (n,), the row and id of each entry, rows
+    ascending; ids below 0 are pads.
+    """
+    row_of, ids = row_of[ids >= 0], ids[ids >= 0]
+    if not len(ids) or ids.min() > 1:
+        return None
+    num_rows = int(row_of[-1]) + 1
+    counts = [np.bincount(row_of[chosen], minlength=num_rows) for chosen in (ids == 0, ids == 1, ids > 1)]
+    marked = ((counts[0] > 1) | (counts[1] > 1)) & (counts[2] == 0)
+    return int(marked.argmax()) if marked.any() else None

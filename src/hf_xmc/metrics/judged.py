@@ -16,7 +16,9 @@ from hf_xmc.metrics.inputs import (
     IntArray,
     Truth,
     as_cutoffs,
+    as_gains,
     as_ids,
+    as_scores,
     as_truth,
     check_ids,
     chunks,
@@ -54,23 +56,23 @@ def judge(
 ) -> Judged:
     """Check the arguments of :func:`~hf_xmc.metrics.xmc_metrics` and find the hits."""
     cutoffs = as_cutoffs(k)
-    ids = as_ids(top_k(ids, cutoffs[-1]) if sp.issparse(ids) else ids)[:, : cutoffs[-1]]
-    gains, weights = None, None
-    if inverse_propensities is not None:
-        weights = np.asarray(inverse_propensities, dtype=np.float64)
+    if sp.issparse(ids):
+        ids = as_scores(ids)
+        ids = top_k(ids, min(cutoffs[-1], max(ids.shape[1], 1)))
+    ids = as_ids(ids)[:, : cutoffs[-1]]
+    weights = None if inverse_propensities is None else as_gains(inverse_propensities)
     if not sp.issparse(truth) and num_labels is None:
         known = as_truth(truth).shape[1]
         num_labels = max(known, int(ids.max(initial=-1)) + 1) if weights is None else len(weights)
     matrix = as_truth(truth, num_labels)
     check_ids(ids, *matrix.shape)
+    gains = None
     if weights is not None:
-        if weights.shape != (matrix.shape[1],):
+        if len(weights) != matrix.shape[1]:
             raise ValueError(
                 f"inverse_propensities have shape {weights.shape}, truth has {matrix.shape[1]} labels; expected one "
                 "per label, from inverse_propensities(train_truth, a, b)"
             )
-        if not (np.isfinite(weights).all() and (weights > 0).all()):
-            raise ValueError("inverse_propensities hold NaN, infinite, zero or negative values; expected all above 0")
         gains = Gains(weights, _best_gains(matrix, weights))
     return Judged(ids, _find_hits(ids, matrix), matrix, cutoffs, gains)
 

@@ -10,7 +10,18 @@ from numpy.typing import NDArray
 
 from hf_xmc.hub import filters_xmc
 from hf_xmc.hub.filters_xmc import contains
-from hf_xmc.metrics.inputs import IntArray, Truth, as_cutoffs, as_ids, as_pairs, as_truth, chunks
+from hf_xmc.metrics.inputs import (
+    MAX_CUTOFF,
+    IntArray,
+    Truth,
+    as_array,
+    as_count,
+    as_ids,
+    as_pairs,
+    as_scores,
+    as_truth,
+    chunks,
+)
 
 
 def top_k(scores: sp.csr_array | sp.csr_matrix, k: int, drop: Any = None) -> IntArray:
@@ -29,18 +40,8 @@ def top_k(scores: sp.csr_array | sp.csr_matrix, k: int, drop: Any = None) -> Int
     Raises:
         ValueError: If k < 1, scores are NaN, or pairs lie outside of the matrix.
     """
-    width = int(as_cutoffs(k)[-1])
-    if not sp.issparse(scores):
-        raise ValueError(f"scores are a {type(scores).__name__}; expected a scipy sparse matrix (N, L)")
-    scores = sp.csr_array(scores)
-    if scores.dtype.kind not in "f":
-        scores = scores.astype(np.float64)
-    if np.isnan(scores.data).any():
-        row = np.searchsorted(scores.indptr, np.isnan(scores.data).argmax(), side="right") - 1
-        raise ValueError(f"scores have NaN in row {row}; expected numbers. Drop these entries or mend the model")
-    if not scores.has_canonical_format:
-        scores = scores.copy()
-        scores.sum_duplicates()
+    width = as_count("k", k, most=MAX_CUTOFF)
+    scores = as_scores(scores)
     ids = np.full((scores.shape[0], width), -1, dtype=np.int64)
     dropped = None if drop is None else _pair_keys(as_pairs(drop, scores.shape[0]), scores.shape[1])
     for rows in chunks(scores.shape[0]):
@@ -71,7 +72,7 @@ def drop_pairs(ids: Any, scores: Any, pairs: Any) -> tuple[IntArray, NDArray[Any
     Raises:
         ValueError: If ids and scores have different shapes, or pairs name other rows.
     """
-    ids, scores = as_ids(ids), np.asarray(scores)
+    ids, scores = as_ids(ids), as_array(scores)
     if ids.shape != scores.shape or scores.dtype.kind != "f":
         raise ValueError(f"scores are {scores.dtype} {scores.shape}; expected floats {ids.shape}, one for each id")
     pairs = as_pairs(pairs, len(ids))

@@ -8,6 +8,8 @@ from dataclasses import dataclass
 import numpy as np
 from sklearn.metrics import brier_score_loss
 
+from hf_xmc.metrics.inputs import as_array, as_count
+
 # Places of a ranking that are reported.
 CUTS = (1, 5)
 NUM_BINS = 15
@@ -84,9 +86,15 @@ def reliability_bins(
     probabilities: np.ndarray, right: np.ndarray, num_bins: int = NUM_BINS
 ) -> tuple[ReliabilityBin, ...]:
     """Bins of equal mass by ascending probability; arguments as in :func:`expected_calibration_error`."""
-    probabilities, right = np.asarray(probabilities, dtype=np.float64), np.asarray(right, dtype=bool)
+    probabilities, right = as_array(probabilities), as_array(right)
+    as_count("num_bins", num_bins)
     if probabilities.ndim != 1 or probabilities.shape != right.shape or not len(right):
         raise ValueError(f"expected (n,) probabilities and hits, got {probabilities.shape} and {right.shape}")
+    if probabilities.dtype.kind not in "fiu" or not (probabilities >= 0).all() or not (probabilities <= 1).all():
+        raise ValueError(f"expected probabilities in [0, 1], got {probabilities.dtype} {probabilities[:5]}")
+    if right.dtype.kind not in "biu" or not np.isin(right, (0, 1)).all():
+        raise ValueError(f"expected hits that are True or False, got {right.dtype} {right[:5]}")
+    probabilities, right = probabilities.astype(np.float64), right.astype(bool)
     order = np.argsort(probabilities, kind="stable")
     return tuple(
         ReliabilityBin(float(probabilities[part].mean()), float(right[part].mean()), len(part))

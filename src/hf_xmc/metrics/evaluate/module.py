@@ -7,9 +7,11 @@ from typing import Any, ClassVar
 
 import datasets
 import evaluate
+import numpy as np
 
 from hf_xmc.metrics.functional import inverse_propensities as compute_inverse_propensities
 from hf_xmc.metrics.functional import xmc_metrics
+from hf_xmc.metrics.inputs import as_ids, read_truth
 
 INPUTS = """
 Args:
@@ -49,6 +51,24 @@ class XMCModule(evaluate.Metric):
             inputs_description=INPUTS,
             features=datasets.Features({"predictions": ids, "references": ids}),
         )
+
+    def add_batch(self, *, predictions: Any = None, references: Any = None, **others: Any) -> None:
+        """Keep rows, which may also be an array of predictions and a sparse matrix of references.
+
+        Raises:
+            ValueError: For what :func:`~hf_xmc.metrics.xmc_metrics` would refuse, or unequally many rows.
+        """
+        ids, truth = as_ids(predictions), read_truth(references)
+        if len(ids) != truth.shape[0]:
+            raise ValueError(
+                f"got {len(ids)} rows of predictions and {truth.shape[0]} of references; expected as many"
+            )
+        lists = [row.tolist() for row in np.split(truth.indices, truth.indptr[1:-1])] if len(ids) else []
+        super().add_batch(predictions=ids.tolist(), references=lists, **others)
+
+    def add(self, *, prediction: Any = None, reference: Any = None, **others: Any) -> None:
+        """Keep one row; see :meth:`add_batch`."""
+        self.add_batch(predictions=[prediction], references=[reference], **others)
 
     def _compute(
         self,

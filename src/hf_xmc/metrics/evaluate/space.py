@@ -31,7 +31,7 @@ def build_page(folder: str | Path) -> Any:
     def respond(predictions: str, references: str, options: str) -> dict[str, float]:
         try:
             return answer(module, predictions, references, options)
-        except ValueError as error:
+        except (TypeError, ValueError) as error:  # an option that does not exist is a TypeError
             raise gradio.Error(str(error)) from error
 
     return gradio.Interface(
