@@ -15,6 +15,7 @@ from hf_xmc.hub.search_xmc import StoredRows, VectorIndex, faiss
 from hf_xmc.hub.votes_xmc import MemoryForm
 from hf_xmc.index.label_index import KINDS, LabelIndex
 from hf_xmc.memory.files import MEMORY_FILE, write_memory
+from hf_xmc.metrics.inputs import Truth, as_truth
 
 _KEY_DTYPES = (np.dtype(np.float32), np.dtype(np.float16), np.dtype(np.int8))
 # Kinds of label index that take too long to build over rows, of which there are more than labels.
@@ -30,7 +31,7 @@ class KnowledgeMemory(Memory):
     Args:
         row_vectors: (N, D) float32, training rows in the space of the label vectors. That is
             ``encoder.key_vectors(texts)``: the query prompt, no weight.
-        truth: scipy sparse (N, at most L), the labels of the rows; any values above 0.
+        truth: scipy sparse (N, at most L), the labels of the rows, any values above 0; or N lists of label ids.
         labels: The label vectors (L, D).
         form: How votes are weighed, None for the defaults.
         dtype: float32, float16 or int8 (with one float32 scale a row); how the rows are kept.
@@ -46,7 +47,7 @@ class KnowledgeMemory(Memory):
     def __init__(
         self,
         row_vectors: np.ndarray,
-        truth: sp.csr_matrix | sp.csr_array,
+        truth: Truth,
         labels: LabelIndex,
         form: MemoryForm | None = None,
         *,
@@ -58,9 +59,7 @@ class KnowledgeMemory(Memory):
             raise ValueError(f"row_vectors must be finite, with shape (N, D), got shape {row_vectors.shape}")
         if np.dtype(dtype) not in _KEY_DTYPES:
             raise ValueError(f"dtype must be float32, float16 or int8, got {np.dtype(dtype)}")
-        truth = sp.csr_matrix(truth, dtype=np.float32, copy=True)
-        truth.sum_duplicates()
-        truth.eliminate_zeros()
+        truth = as_votes(truth, len(labels))
         if not (truth.data > 0).all() or not np.isfinite(truth.data).all():
             raise ValueError(f"votes must be finite and above 0, got {truth.data.min()} .. {truth.data.max()}")
         if truth.shape[0] != len(row_vectors) or truth.shape[1] > len(labels):
@@ -74,6 +73,11 @@ class KnowledgeMemory(Memory):
 
     def _index_rows(self, alive: np.ndarray) -> VectorIndex:
         return super()._index_rows(alive) if self.kind == "exact" else LabelIndex(self.keys[:], alive, self.kind)
+
+    @property
+    def truth(self) -> sp.csr_matrix:
+        """(N, L) float32, the votes of a row."""
+        return sp.csr_matrix((self.votes, self.indices, self.indptr), shape=(len(self), self.num_labels))
 
     @property
     def parts(self) -> MemoryParts:
@@ -126,6 +130,16 @@ class KnowledgeMemory(Memory):
             rows = LabelIndex.load(index, memory.keys[:], np.diff(memory.indptr) > 0)
             memory._rows, memory.kind = rows, rows.kind
         return memory
+
+
+def as_votes(truth: Truth, num_labels: int) -> sp.csr_matrix:
+    """Truth as CSR (N, at most L) float32 without zeros: its values where it is sparse, 1 for ids in lists."""
+    if not sp.issparse(truth):
+        return sp.csr_matrix(as_truth(truth, num_labels), dtype=np.float32)
+    votes = sp.csr_matrix(truth, dtype=np.float32, copy=True)
+    votes.sum_duplicates()
+    votes.eliminate_zeros()
+    return votes
 
 
 def compress(vectors: np.ndarray, dtype: np.dtype) -> StoredRows:

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from scipy.sparse import csr_matrix
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import log_loss
 from sklearn.model_selection import KFold
@@ -17,6 +16,8 @@ from hf_xmc.hub.answers_xmc import CONTEXT, Calibration, facts_of, nearest
 from hf_xmc.hub.checks_xmc import Parts
 from hf_xmc.hub.filters_xmc import MISSING_ID
 from hf_xmc.hub.repo_xmc import FORMAT_VERSION, check_version
+from hf_xmc.memory.knowledge_memory import as_votes
+from hf_xmc.metrics.inputs import Truth
 from hf_xmc.metrics.reliability import CUTS, CalibrationReport, Reliability, ReliabilityBin, base_rates, measure
 
 _SCALES = (1.0, 2.0, 4.0, 8.0, 16.0)
@@ -81,14 +82,15 @@ def cross_fitted_report(scores: np.ndarray, right: np.ndarray, num_folds: int = 
 
 
 def judge_queries(
-    parts: Parts, queries: np.ndarray, truth: csr_matrix, memory: bool, filters: np.ndarray | None
+    parts: Parts, queries: np.ndarray, truth: Truth, memory: bool, filters: np.ndarray | None
 ) -> tuple[np.ndarray, np.ndarray]:
     """The ``CONTEXT`` best scores of queries (N, D) and which of them are right, both (N, CONTEXT).
 
     Raises:
         ValueError: For a truth of other queries or labels, or without any query.
     """
-    truth, num_labels = csr_matrix(truth), len(parts.labels)
+    num_labels = len(parts.labels)
+    truth = as_votes(truth, num_labels)
     if truth.shape[0] != len(queries) or truth.shape[1] > num_labels or not len(queries):
         raise ValueError(
             f"truth must have shape ({len(queries)}, at most {num_labels}) for {len(queries)} texts and "

@@ -13,7 +13,6 @@ from typing import Any
 import numpy as np
 import torch
 from huggingface_hub import HfApi
-from scipy.sparse import csr_matrix
 
 from hf_xmc.encoders.encoder import XMCEncoder
 from hf_xmc.encoders.prompts import encode_options
@@ -22,6 +21,7 @@ from hf_xmc.hub.checks_xmc import checked_ids, checked_request, checked_texts
 from hf_xmc.hub.votes_xmc import MemoryForm
 from hf_xmc.index.label_index import LabelIndex
 from hf_xmc.memory.knowledge_memory import KnowledgeMemory
+from hf_xmc.metrics.inputs import Truth
 from hf_xmc.metrics.reliability import CalibrationReport, base_rates, measure
 from hf_xmc.retriever.calibration import FittedCalibration, cross_fitted_report, fit_calibration, judge_queries
 from hf_xmc.retriever.files import OPTIONAL, RetrieverParts, fetched, read_parts, save_parts, write_parts
@@ -160,8 +160,8 @@ class Retriever:
 
     def remember(
         self,
-        texts: Sequence[str],
-        truth: csr_matrix,
+        texts: Iterable[str],
+        truth: Truth,
         form: MemoryForm | None = None,
         dtype: str = "float16",
         **encode: Any,
@@ -170,7 +170,7 @@ class Retriever:
 
         Args:
             texts: N texts, for example ``data.train["text"]``.
-            truth: (N, L) scipy sparse, their labels, for example ``data.to_csr("train")``.
+            truth: Their labels: (N, L) scipy sparse, for example ``data.to_csr("train")``, or N lists of label ids.
             form: How votes are weighed, None for the defaults; :func:`hf_xmc.memory.fit_memory` fits one on a
                 held-out part.
             dtype: float32, float16 or int8, how the rows are kept.
@@ -304,8 +304,8 @@ class Retriever:
 
     def calibrate(
         self,
-        texts: Sequence[str],
-        truth: csr_matrix,
+        texts: Iterable[str],
+        truth: Truth,
         *,
         memory: bool | None = None,
         filters: np.ndarray | None = None,
@@ -318,7 +318,7 @@ class Retriever:
 
         Args:
             texts: N held-out texts; some thousands.
-            truth: (N, at most L) scipy sparse, their labels.
+            truth: Their labels: (N, at most L) scipy sparse, or N lists of label ids.
             memory: Whether training rows vote, as for :meth:`predict`; probabilities are given for this way alone.
             filters: (n, 2) int64, (row, label id) that are dropped from the rankings.
             encode: Passed to ``encode``.
@@ -338,7 +338,7 @@ class Retriever:
         return report
 
     def reliability(
-        self, texts: Sequence[str], truth: csr_matrix, *, filters: np.ndarray | None = None, **encode: Any
+        self, texts: Iterable[str], truth: Truth, *, filters: np.ndarray | None = None, **encode: Any
     ) -> CalibrationReport:
         """How well the probabilities fit other texts, for example a test split; arguments as for :meth:`calibrate`."""
         parts = self.parts
