@@ -8,6 +8,7 @@ from typing import Any
 
 from hf_xmc.data.dataset import XMCDataset
 from hf_xmc.data.lf.load import load_lf, save_lf
+from hf_xmc.data.tables.skos import read_skos
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -33,13 +34,19 @@ def add_data_commands(commands: Any) -> None:
     raw = source.add_argument_group("raw LF formats")
     raw.add_argument("--fields", nargs="+", default=["title"], help="raw fields of a query text (title [content])")
     raw.add_argument("--label-fields", nargs="+", default=["title"], help="raw fields of a label text")
-    table = source.add_argument_group("a CSV, TSV, JSON lines or Parquet table")
+    table = source.add_argument_group("a CSV, TSV, JSON lines, Parquet or Excel table")
     table.add_argument("--text", nargs="+", help="columns of the query text")
     table.add_argument("--labels", help="column of the labels")
     table.add_argument("--test", help="the test table")
     table.add_argument("--uid", help="column of the rows' own ids")
     table.add_argument("--separator", help="splits a cell into several labels")
-    table.add_argument("--drop-unseen", action="store_true", help="leave out test labels that train lacks")
+    table.add_argument("--label-texts", help="file of all labels: a table with uid and text, texts, a map, or SKOS")
+    table.add_argument("--language", help="of the label texts, where a SKOS vocabulary has several")
+    table.add_argument(
+        "--drop-unseen",
+        action="store_true",
+        help="leave out labels that --label-texts lacks, or in test that train lacks",
+    )
     source.add_argument("--filters-by", choices=("uid", "text"), help="make filter pairs from equal uids or texts")
 
     report = data.add_parser("report", parents=[source], help="print counts, tails, duplicates and leaks")
@@ -86,10 +93,11 @@ def _load(options: argparse.Namespace) -> XMCDataset:
             options.source,
             text=options.text,
             labels=options.labels,
+            label_texts=read_skos(options.label_texts, options.language) if options.language else options.label_texts,
             test=options.test,
             uid=options.uid,
             separator=options.separator,
-            unseen="drop" if options.drop_unseen else "keep",
+            unseen="drop" if options.drop_unseen else None,
             name=options.name or "dataset",
         )
     return dataset.make_filters(by=options.filters_by) if options.filters_by else dataset

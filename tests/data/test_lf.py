@@ -3,8 +3,10 @@ from __future__ import annotations
 import gzip
 import io
 import json
+import shutil
 import tarfile
 import zipfile
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -68,6 +70,12 @@ def test_fields_are_joined_by_one_space_and_missing_ones_read_as_nothing(load, t
     assert dataset.train["title"][:] == ["Café au lait", "Tea, Vol. 1", ""]
 
 
+def test_a_row_without_any_of_its_fields_stays(load, toy_files):
+    files = replaced("trn.json.gz", b'"title": "", "content": "nothing but content"', b'"title": ""')(toy_files)
+    dataset = load(files, fields=("title", "content"))
+    assert dataset.train["text"][:] == ["Café au lait coffee with milk", "Tea, Vol. 1", ""]
+
+
 def test_text_files_give_the_same_data_set(load):
     assert as_lists(load(TEXT_FILES)) == TOY
 
@@ -111,14 +119,6 @@ def test_an_archive_with_a_folder_inside_is_read_and_unpacked_again_only_if_it_c
     assert load_lf(path, cache_dir=tmp_path / "cache").filters["train"].tolist() == [[2, 3], [0, 0]]
 
 
-def test_a_damaged_archive_is_refused_and_leaves_nothing(tmp_path):
-    path = tmp_path / "set.zip"
-    path.write_bytes(b"PK\x03\x04 no archive")
-    with pytest.raises(ValueError, match="set.zip is damaged"):
-        load_lf(path, cache_dir=tmp_path / "cache")
-    assert not [file for file in (tmp_path / "cache").rglob("*") if file.is_file()]
-
-
 def replaced(name, old, new):
     def change(files):
         assert old in files[name]
@@ -147,6 +147,9 @@ HANDLED = {
     "tabs in a filter file": replaced("filter_labels_test.txt", b"0 0", b"0\t0"),
     "files that are not compressed": lambda files: {name.removesuffix(".gz"): text for name, text in files.items()},
     "no filter files for a set of one's own": lambda files: files,
+    "many brackets that are not nested": replaced(
+        "trn.json.gz", b'"uid": "p0"', b'"uid": "p0", "also": [' + b'"[[[[", {}, ' * 60 + b"1]"
+    ),
 }
 
 
@@ -218,7 +221,20 @@ REFUSED = {
         lambda files: files | {"trn.json.gz": files["lbl.json.gz"]},
         "trn.json.gz.*field 'target_ind'",
     ),
-    "empty file": (lambda files: files | {"tst.json.gz": b""}, "tst.json.gz holds no line"),
+    "empty file": (lambda files: files | {"trn.json.gz": b""}, "trn.json.gz holds no line"),
+    "empty label file": (lambda files: files | {"lbl.json.gz": b"\n"}, "lbl.json.gz holds no line"),
+    "nested deep": (
+        replaced("trn.json.gz", b'"uid": "l1"', b'"also": ' + b"[" * 1000 + b"]" * 1000 + b', "uid": "l1"'),
+        "trn.json.gz, line 2: the JSON is nested more than 100 deep",
+    ),
+    "nested in objects": (
+        replaced("lbl.json.gz", b'"uid": "l2"', b'"also": ' + b'{"a": ' * 200 + b"1" + b"}" * 200 + b', "uid": "l2"'),
+        "lbl.json.gz, line 3: the JSON is nested more than 100 deep",
+    ),
+    "hexadecimal filter pair": (
+        replaced("filter_labels_test.txt", b"0 0", b"0x0 0"),
+        "filter_labels_test.txt, line 1",
+    ),
     "UTF-16": (
         lambda files: files | {"lbl.json.gz": '{"title": "x"}\n'.encode("utf-16")},
         "lbl.json.gz, line 1: .*UTF-16",
@@ -269,6 +285,7 @@ TEXT_REFUSED = {
     "no header": (replaced("tst_X_Y.txt", b"2 4\n", b""), "tst_X_Y.txt, line 1: the header"),
     "id too large": (replaced("trn_X_Y.txt", b"1:1\n", b"4:1\n"), "trn_X_Y.txt, line 3, field 'label': label id 4"),
     "negative id": (replaced("trn_X_Y.txt", b"2:1.0", b"-2:1.0"), "trn_X_Y.txt, line 2, field 'label': label id -2"),
+    "hexadecimal id": (replaced("trn_X_Y.txt", b"1:1\n", b"0x1:1\n"), "line 3, field 'label:value': '0x1:1'"),
     "no value": (replaced("trn_X_Y.txt", b"1:1\n", b"1\n"), "trn_X_Y.txt, line 3, field 'label:value': '1'"),
     "negative value": (replaced("trn_X_Y.txt", b"1:1\n", b"1:-1\n"), "trn_X_Y.txt, line 3, field 'label:value'"),
     "words": (replaced("trn_X_Y.txt", b"1:1\n", b"one:1\n"), "trn_X_Y.txt, line 3, field 'label:value': 'one:1'"),
@@ -316,6 +333,43 @@ def test_a_benchmark_needs_its_filter_files_and_its_counts(tmp_path, load, toy_f
     (tmp_path / "toy" / "filter_labels_test.txt").unlink()
     with pytest.raises(ValueError, match="lacks filter_labels_test.txt. LF-AmazonTitles-131K is published at"):
         load({}, name="lf-amazontitles-131k")
+
+
+def test_text_files_have_no_field_but_the_title(load):
+    with pytest.raises(ValueError, match=r"one text a line, read as the field 'title'; fields is .'title', 'content'"):
+        load(TEXT_FILES, fields=("title", "content"))
+
+
+def test_a_field_that_no_train_row_has_is_refused(load, toy_files):
+    with pytest.raises(ValueError, match="trn.json.gz, line 1, field 'contnet': neither this line nor any other has"):
+        load(toy_files, fields=("title", "contnet"))
+    with pytest.raises(ValueError, match="lbl.json.gz, line 1, field 'content'"):
+        load({}, label_fields=("title", "content"))
+
+
+def test_no_test_rows_are_loaded_from_either_format(load, toy_files):
+    files = {name: content for name, content in toy_files.items() if "filter" not in name}
+    dataset = load(files | {"tst.json.gz": b""})
+    assert len(dataset.test) == 0 and dataset.test.features == dataset.train.features
+    assert dataset.train["uid"][:] == ["p0", "l1", "l3"] and dataset.to_csr("test").shape == (0, 4)
+
+
+def test_no_test_rows_come_back_from_a_raw_folder(load, toy_files, tmp_path):
+    dataset = load({name: content for name, content in toy_files.items() if "filter" not in name})
+    empty = replace(dataset, test=dataset.test.select([]))
+    save_lf(empty, tmp_path / "again")
+    again = load_lf(tmp_path / "again", cache_dir=tmp_path / "cache")
+    assert as_lists(again) == as_lists(empty) and again.train["uid"][:] == dataset.train["uid"][:]
+
+
+def test_a_name_of_the_hub_is_made_of_the_folder_and_demanded_of_the_user(tmp_path, toy):
+    folder = shutil.copytree(tmp_path / "toy", tmp_path / "my [data] --1")
+    assert load_lf(folder, cache_dir=tmp_path / "cache").name == "my-data-1"
+    for name in ("a/b", "/etc", "..", "a..b", "-a", "a.", "", "x: y\n---\nlicense: mit", "a b", "é", "x" * 97, 5):
+        with pytest.raises(ValueError, match="name is .*; expected at most 96 letters"):
+            load_lf(folder, name=name)
+        with pytest.raises(ValueError, match="name is .*; expected at most 96 letters"):
+            replace(toy, name=name)
 
 
 def test_fields_given_as_one_string_are_refused(load, toy_files):

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 import hf_xmc
 from hf_xmc.data import Propensity, XMCDataset
 from hf_xmc.data.pairs import NO_PAIRS
+from hf_xmc.data.storage import LAST_FILE, digests
 
 NO_FILTERS = {"train": NO_PAIRS, "test": NO_PAIRS}
 
@@ -250,7 +251,8 @@ def test_a_data_set_saved_to_disk_comes_back(toy, tmp_path):
     assert (again.name, again.propensity) == (toy.name, toy.propensity)
     side = tmp_path / "saved" / "xmc_dataset.json"
     side.write_text(side.read_text().replace('"format_version": 1', '"format_version": 2'))
+    (tmp_path / "saved" / LAST_FILE).write_text(digests(tmp_path / "saved"))
     with pytest.raises(ValueError, match="xmc_dataset.json has format version 2; this version .* reads up to 1"):
         XMCDataset.load_from_disk(tmp_path / "saved")
-    with pytest.raises(ValueError, match="holds no xmc_dataset.json"):
+    with pytest.raises(ValueError, match="holds no SHA256SUMS"):
         XMCDataset.load_from_disk(tmp_path)

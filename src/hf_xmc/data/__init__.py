@@ -6,6 +6,7 @@ from hf_xmc.data.catalog import BENCHMARKS, Benchmark, Propensity, find_benchmar
 from hf_xmc.data.dataset import XMCDataset
 from hf_xmc.data.lf.load import load_lf, save_lf, stream_lf
 from hf_xmc.data.report import DataReport
+from hf_xmc.data.tables.skos import read_skos
 
 __all__ = [
     "BENCHMARKS",
@@ -15,6 +16,7 @@ __all__ = [
     "XMCDataset",
     "find_benchmark",
     "load_lf",
+    "read_skos",
     "save_lf",
     "stream_lf",
 ]

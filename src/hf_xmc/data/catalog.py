@@ -7,6 +7,7 @@ print both beside every PSP.
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 
 XC_URL = "http://manikvarma.org/downloads/XC/XMLRepository.html"
@@ -112,3 +113,17 @@ BENCHMARKS: dict[str, Benchmark] = {record.name: record for record in _RECORDS}
 def find_benchmark(name: str) -> Benchmark | None:
     """The record of ``name`` in any letter case ("LF-AmazonTitles-131K"), or None for a data set of one's own."""
     return BENCHMARKS.get(name.lower())
+
+
+def check_name(name: object) -> None:
+    """Refuse a data set's name that no repo of the Hub can have, as it becomes part of paths, cards and tables.
+
+    Raises:
+        ValueError: Unless it is 1 to 96 letters, digits, ``-``, ``_`` and ``.``, without ``..`` or ``--``, with
+            neither ``-`` nor ``.`` at an end.
+    """
+    if not isinstance(name, str) or not re.fullmatch(r"(?!.*(\.\.|--))(?![-.])[\w.-]{1,96}(?<![-.])", name, re.ASCII):
+        raise ValueError(
+            f"name is {name!r:.80}; expected at most 96 letters, digits, '-', '_' and '.', as in a repo of the Hub, "
+            "without '..' or '--' and with neither '-' nor '.' at an end"
+        )

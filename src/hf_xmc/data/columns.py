@@ -1,13 +1,18 @@
-"""Columns of a datasets.Dataset as Arrow arrays, in the order of its rows."""
+"""Columns as Arrow arrays: those of a datasets.Dataset in the order of its rows, and those made of rows."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import islice
+from pathlib import Path
+from typing import Any
 
 import datasets
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
+
+BATCH_ROWS = 1 << 16
 
 
 def column_of(dataset: datasets.Dataset, name: str) -> pa.Array:
@@ -30,6 +35,8 @@ def join_texts(columns: Sequence[pa.Array]) -> pa.Array:
     if len(columns) == 1:
         return pc.fill_null(columns[0], "")
     columns = [pc.if_else(pc.equal(column, ""), None, column) for column in columns]
+    # Arrow 26 leaves out a row of nulls alone, so that the array would be shorter.
+    columns[0] = pc.if_else(pc.is_null(pc.coalesce(*columns)), "", columns[0])
     return pc.binary_join_element_wise(*columns, " ", null_handling="skip")
 
 
@@ -49,3 +56,53 @@ def with_labels(dataset: datasets.Dataset, kept: np.ndarray) -> datasets.Dataset
         place = table.column_names.index(name)
         table = table.set_column(place, name, lists.cast(table.schema.field(name).type))
     return datasets.Dataset(table)
+
+
+def check_names(where: str, header: Sequence[str], columns: Sequence[str]) -> None:
+    """Refuse a table that lacks a column, or has it twice.
+
+    Raises:
+        ValueError: Naming the column and those that are there.
+    """
+    for name in columns:
+        if header.count(name) != 1:
+            told = f"no column {name!r}" if name not in header else f"several columns {name!r}"
+            raise ValueError(f"{where} has {told}; it has {list(header)}")
+
+
+def table_of_rows(
+    path: Path, names: Sequence[str], rows: Iterable[Sequence[Any]], types: Sequence[pa.DataType | None] | None = None
+) -> pa.Table:
+    """The rows of a file as a table.
+
+    Args:
+        path: What errors call the file.
+        names: Of the columns.
+        rows: One value a column each.
+        types: Of the columns; None takes what the values are.
+
+    Raises:
+        ValueError: If a column has values of several types.
+    """
+    types = types or [None] * len(names)
+    tables = [pa.table([pa.array([], type or pa.null()) for type in types], list(names))]
+    for batch in _batches(iter(rows)):
+        columns = zip(names, zip(*batch, strict=True), types, strict=True)
+        tables.append(pa.table([_array(path, *column) for column in columns], list(names)))
+    try:
+        return pa.concat_tables(tables, promote_options="permissive").combine_chunks()
+    except (pa.ArrowInvalid, pa.ArrowTypeError) as error:
+        raise ValueError(f"{path} has a column of mixed types ({error}); make its values all one type") from error
+
+
+def _batches(rows: Iterator[Sequence[Any]]) -> Iterator[list[Sequence[Any]]]:
+    while batch := list(islice(rows, BATCH_ROWS)):
+        yield batch
+
+
+def _array(path: Path, name: str, values: Sequence[Any], type: pa.DataType | None) -> pa.Array:
+    try:
+        return pa.array(values, type)
+    except (pa.ArrowException, UnicodeError, OverflowError) as error:
+        told = f"{path}, column {name!r}: {error}"
+        raise ValueError(f"{told}; make its values all one type, of valid Unicode") from error

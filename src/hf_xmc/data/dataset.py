@@ -11,16 +11,25 @@ from typing import Any
 import datasets
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 import scipy.sparse as sp
 
-from hf_xmc.data.catalog import Propensity
+from hf_xmc.data.catalog import Propensity, check_name
 from hf_xmc.data.columns import column_of, list_lengths, row_mapping
 from hf_xmc.data.pairs import NO_PAIRS, check_pairs, equal_pairs, reversed_pairs, unique_pairs
 from hf_xmc.data.report import DataReport, measure
 from hf_xmc.data.splitting import answerable, held_out_rows, label_seen, normalized_texts, title_keys
-from hf_xmc.data.storage import SIDE_FILE, SIDE_FILES, add_side_files, download_side_files, read_side_files, side_files
-from hf_xmc.data.tables import check_known, collect_labels, given_labels, label_lists, split_table, texts_of
+from hf_xmc.data.storage import (
+    LAST_FILE,
+    SIDE_FILES,
+    add_side_files,
+    check_digests,
+    digests,
+    download_side_files,
+    in_one_step,
+    read_side_files,
+    side_files,
+)
+from hf_xmc.data.tables.build import build_tables
 
 SPLITS = ("train", "test")
 
@@ -38,7 +47,7 @@ class XMCDataset:
         test: The same.
         labels: Column ``text`` (str), and ``uid`` (str) where the raw files have it.
         filters: "train" and "test": int64 (n, 2) rows of (row, label id); (0, 2) where there are none.
-        name: Key of the catalog, or the name of the folder.
+        name: Key of the catalog, or the name of the folder; of the characters that a repo of the Hub may have.
         propensity: Constants A and B of PSP.
     """
 
@@ -50,6 +59,7 @@ class XMCDataset:
     propensity: Propensity = Propensity()
 
     def __post_init__(self) -> None:
+        check_name(self.name)
         for split in SPLITS:
             missing = {"text", "label_ids"} - set(self[split].column_names)
             if missing:
@@ -238,85 +248,84 @@ class XMCDataset:
         labels: str,
         test: Any = None,
         label_texts: Any = None,
-        unseen: str = "keep",
+        unseen: str | None = None,
         separator: str | None = None,
         uid: str | None = None,
         name: str = "dataset",
     ) -> XMCDataset:
         """Make a data set of a table of your own.
 
+        Every text and label of a file is the string that stands there: no word means "missing", no code becomes a
+        number. CSV may be separated by comma, semicolon or tab; TSV has no quoting. Files are UTF-8 or UTF-16, or
+        else, told in a warning, Windows-1252.
+
         Args:
-            dataset: A ``datasets.Dataset``, a pandas frame, the path of a CSV, TSV, JSON lines or Parquet file; or a
-                mapping (``DatasetDict``) of "train" and perhaps "test" to those.
+            dataset: A ``datasets.Dataset``, a pandas frame, an Arrow table, the path of a CSV, TSV, JSON lines,
+                Parquet or Excel file; or a mapping (``DatasetDict``) of "train" and perhaps "test" to those. TSV may
+                lack a header where its two columns are ``text<TAB><uri> <uri>`` (Annif) or ``0,2<TAB>text`` (PECOS).
             text: The column of the query text, or several to be joined by a space.
-            labels: The column of a row's label or list of labels. A label is a string, a whole number, or a dict with
-                its own "text" and perhaps a "uid" to be known by.
+            labels: The column of a row's label or labels: a list, a string that is one as JSON or Python writes it, or
+                a multi-hot row. A label is a string, a whole number, or a dict with its own "text" (or "label") and
+                perhaps a "uid" (or "uri") to be known by.
             test: The test table; none leaves the test split empty, to be filled by :meth:`hold_out`.
-            label_texts: All label texts in the order of their ids, as a list or as a table with ``text`` and perhaps
-                ``uid``. Labels that are whole numbers are then row numbers, strings are texts (or uids). Without it
-                the labels of train, in ascending order, have the first ids, whatever the order of the rows; a number
-                is then known by itself and its text is its digits.
-            unseen: "keep" makes labels that stand in test alone zero-shot labels with the last ids; "drop" takes them
-                out of the truth of test.
-            separator: Splits a cell that is a string, as in CSV, into several labels.
+            label_texts: All labels in the order of their ids: a list of texts, a map of uid to text (or of text to
+                id), a table with ``text`` and perhaps ``uid``, or a file of any of them or of a SKOS vocabulary (see
+                :func:`~hf_xmc.data.read_skos`). Labels are looked up among the uids, else among the texts, else taken
+                for row numbers; whole numbers are row numbers unless all uids are numbers. Without it the labels of
+                train, in ascending order, have the first ids, whatever the order of the rows; a number is then known
+                by itself and its text is its digits.
+            unseen: "drop" leaves out labels that ``label_texts`` lacks, and labels of test that train lacks; "keep"
+                adds the former, known by themselves, and makes the latter zero-shot labels with the last ids. None
+                keeps the latter and refuses the former. What is left out or added is counted in a warning.
+            separator: Splits a cell that is a string, as in CSV, into several labels, white space around them aside.
             uid: The column of the rows' own ids; :meth:`make_filters` compares them with the uids of the labels.
             name: The data set's.
 
         Returns:
-            An XMCDataset without filter pairs (see :meth:`make_filters`), in the order of the rows.
+            An XMCDataset without filter pairs (see :meth:`make_filters`), in the order of the rows. Rows without a
+            text or a label stay; a warning counts those where it is null.
 
         Raises:
-            ValueError: If a table cannot be read, lacks a column, or names a label that ``label_texts`` lacks.
+            ValueError: If a table cannot be read, lacks a column, holds what is neither text nor label, or names a
+                label that ``label_texts`` lacks.
         """
-        if unseen not in ("keep", "drop"):
-            raise ValueError(f"unseen is {unseen!r}; expected 'keep' or 'drop'")
-        tables = dict(zip(SPLITS, split_table(dataset, test), strict=True))
-        lists = {split: label_lists(table, labels, separator, split) for split, table in tables.items()}
-        if label_texts is None:
-            table = collect_labels(lists["train"], lists["test"], keep_unseen=unseen == "keep")
-        else:
-            table = given_labels(label_texts, lists["train"])
-        ids = {split: table.ids_of(lists[split]) for split in SPLITS}
-        if label_texts is not None:
-            for split in SPLITS:
-                check_known(ids[split], lists[split], table, split)
-            if unseen == "drop":
-                ids["test"] = pc.if_else(pc.is_in(ids["test"], value_set=ids["train"]), ids["test"], None)
-        points = {}
-        for split in SPLITS:
-            columns = {"text": texts_of(tables[split], text, split), "label_ids": lists[split].to_lists(ids[split])}
-            if uid is not None:
-                columns["uid"] = texts_of(tables[split], uid, split)
-            points[split] = datasets.Dataset(pa.table(columns))
-        label_columns = {"text": table.texts, "uid": table.keys.cast(pa.string())}
-        return cls(
-            **points,
-            labels=datasets.Dataset(pa.table(label_columns)),
-            filters={split: NO_PAIRS for split in SPLITS},
-            name=name,
+        tables = build_tables(
+            dataset,
+            test,
+            text=text,
+            labels=labels,
+            label_texts=label_texts,
+            unseen=unseen,
+            separator=separator,
+            uid=uid,
         )
+        made = {part: datasets.Dataset(table) for part, table in tables.items()}
+        return cls(**made, filters={split: NO_PAIRS for split in SPLITS}, name=name)
 
     def save_to_disk(self, folder: str | Path) -> None:
-        """Write Arrow tables, filter pairs and propensity constants into a folder."""
-        folder = Path(folder)
-        self._points().save_to_disk(folder / "default")
-        self.labels.save_to_disk(folder / "labels")
-        for file, content in side_files(self.name, self.propensity, self.filters).items():
-            (folder / file).write_bytes(content)
+        """Write Arrow tables, filter pairs, propensity constants and the digests of all files into a folder.
+
+        The digests come last, and nothing is loaded without them: after a call that was cut off the folder holds all
+        of the old data set, or is refused.
+        """
+        with in_one_step(Path(folder), LAST_FILE) as half_made:
+            self._points().save_to_disk(half_made / "default")
+            self.labels.save_to_disk(half_made / "labels")
+            for file, content in side_files(self.name, self.propensity, self.filters).items():
+                (half_made / file).write_bytes(content)
+            (half_made / LAST_FILE).write_text(digests(half_made), encoding="utf8")
 
     @classmethod
     def load_from_disk(cls, folder: str | Path) -> XMCDataset:
         """Map what :meth:`save_to_disk` wrote into memory.
 
         Raises:
-            ValueError: If the folder is not one that it wrote.
+            ValueError: If the folder is not one that it wrote, or a file in it has changed; it is named.
         """
         folder = Path(folder)
-        if not (folder / SIDE_FILE).is_file():
-            raise ValueError(f"{folder} holds no {SIDE_FILE}; expected a folder that save_to_disk wrote")
-        sides = read_side_files({file: folder / file for file in SIDE_FILES})
+        check_digests(folder)
         points, labels = datasets.load_from_disk(folder / "default"), datasets.load_from_disk(folder / "labels")
-        return cls._of_points(points, labels, sides)
+        return cls._of_points(points, labels, {file: folder / file for file in SIDE_FILES})
 
     def push_to_hub(self, repo_id: str, *, private: bool | None = None, token: str | None = None) -> str:
         """Upload a data set repo: configs "default" and "labels" in Parquet, filter pairs, constants and a card.
@@ -350,13 +359,17 @@ class XMCDataset:
             )
             for config in ("default", "labels")
         )
-        return cls._of_points(points, labels["train"], read_side_files(paths))
+        return cls._of_points(points, labels["train"], paths)
 
     def _points(self) -> datasets.DatasetDict:
         """The splits that have rows; an empty one cannot be stored."""
         return datasets.DatasetDict({split: self[split] for split in SPLITS if len(self[split])})
 
     @classmethod
-    def _of_points(cls, points: datasets.DatasetDict, labels: datasets.Dataset, sides: dict[str, Any]) -> XMCDataset:
+    def _of_points(
+        cls, points: datasets.DatasetDict, labels: datasets.Dataset, paths: dict[str, str | Path]
+    ) -> XMCDataset:
         train = points["train"]
-        return cls(train=train, test=points["test"] if "test" in points else train.select([]), labels=labels, **sides)
+        test = points["test"] if "test" in points else train.select([])
+        sides = read_side_files(paths, {"train": len(train), "test": len(test)}, len(labels))
+        return cls(train=train, test=test, labels=labels, **sides)

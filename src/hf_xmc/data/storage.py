@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -12,11 +17,14 @@ from huggingface_hub import CommitOperationAdd, DatasetCard, HfApi, hf_hub_downl
 from huggingface_hub.errors import RemoteEntryNotFoundError
 
 from hf_xmc.data.catalog import Propensity
+from hf_xmc.data.lf.pair_lines import read_filter_pairs
 from hf_xmc.data.report import DataReport
 
 SIDE_FILE = "xmc_dataset.json"
 SIDE_FILES = (SIDE_FILE, "filter_labels_train.txt", "filter_labels_test.txt")
+LAST_FILE = "SHA256SUMS"
 FORMAT_VERSION = 1
+_HALF_MADE = ".half-made-"
 
 
 def filter_file(split: str) -> str:
@@ -36,22 +44,84 @@ def pairs_as_text(pairs: np.ndarray) -> bytes:
     return "".join(f"{row} {label}\n" for row, label in pairs.tolist()).encode()
 
 
-def read_side_files(paths: dict[str, str | Path]) -> dict[str, Any]:
-    """The ``name``, ``propensity`` and ``filters`` of the files that :func:`side_files` made, file name -> path."""
+def read_side_files(paths: dict[str, str | Path], num_rows: dict[str, int], num_labels: int) -> dict[str, Any]:
+    """The ``name``, ``propensity`` and ``filters`` of the files that :func:`side_files` made.
+
+    Args:
+        paths: File name -> path.
+        num_rows: Split -> rows.
+        num_labels: Rows of the label table.
+
+    Raises:
+        ValueError: If one is damaged or of another data set; it is named.
+    """
     path = Path(paths[SIDE_FILE])
-    described = json.loads(path.read_text())
-    if described["format_version"] > FORMAT_VERSION:
+    try:
+        described = json.loads(path.read_text(encoding="utf8"))
+        version, name = int(described["format_version"]), described["name"]
+        propensity = Propensity(**described["propensity"])
+    except (ValueError, TypeError, KeyError, RecursionError) as error:
+        raise ValueError(f"{path} is damaged: {type(error).__name__}: {error}") from error
+    if version > FORMAT_VERSION:
         raise ValueError(
-            f"{path} has format version {described['format_version']}; this version of hf_xmc reads up to "
-            f"{FORMAT_VERSION}: pip install --upgrade hf_xmc"
+            f"{path} has format version {version}; this version of hf_xmc reads up to {FORMAT_VERSION}: "
+            "pip install --upgrade hf_xmc"
         )
-    filters = {split: read_pairs(Path(paths[filter_file(split)])) for split in ("train", "test")}
-    return {"name": described["name"], "propensity": Propensity(**described["propensity"]), "filters": filters}
+    filters = {
+        split: read_filter_pairs(paths[filter_file(split)], rows, num_labels) for split, rows in num_rows.items()
+    }
+    return {"name": name, "propensity": propensity, "filters": filters}
 
 
-def read_pairs(path: Path) -> np.ndarray:
-    """int64 (n, 2) pairs of a file that :func:`pairs_as_text` wrote."""
-    return np.array(path.read_text().split(), np.int64).reshape(-1, 2)
+@contextmanager
+def in_one_step(folder: Path, last: str) -> Iterator[Path]:
+    """An empty folder; what is written into it moves to ``folder`` when all is there.
+
+    The old file ``last`` goes first and the new one comes last: a folder without it is not whole, so that old files
+    and new ones are never taken for one data set. What a killed call left behind is removed.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    for stale in folder.glob(f"{_HALF_MADE}*"):
+        shutil.rmtree(stale, ignore_errors=True)
+    with tempfile.TemporaryDirectory(dir=folder, prefix=_HALF_MADE) as half_made:
+        yield Path(half_made)
+        (folder / last).unlink(missing_ok=True)
+        for part in sorted(Path(half_made).iterdir(), key=lambda part: (part.name == last, part.name)):
+            if (folder / part.name).is_dir():
+                shutil.rmtree(folder / part.name)
+            part.replace(folder / part.name)
+
+
+def digests(folder: Path) -> str:
+    """A line "digest  file" of every file of a saved data set, as ``sha256sum`` writes them."""
+    files = [folder / file for file in SIDE_FILES]
+    files += sorted(file for part in ("default", "labels") for file in (folder / part).rglob("*") if file.is_file())
+    lines = []
+    for file in files:
+        with file.open("rb") as content:
+            lines.append(
+                f"{hashlib.file_digest(content, 'sha256').hexdigest()}  {file.relative_to(folder).as_posix()}\n"
+            )
+    return "".join(lines)
+
+
+def check_digests(folder: Path) -> None:
+    """Refuse a folder whose files are not those that were saved.
+
+    Raises:
+        ValueError: Naming a file that is missing, was added, or has changed.
+    """
+    path = folder / LAST_FILE
+    if not path.is_file():
+        raise ValueError(f"{folder} holds no {LAST_FILE}; expected a folder that save_to_disk wrote to its end")
+    try:
+        saved, found = set(path.read_text(encoding="utf8").splitlines()), set(digests(folder).splitlines())
+    except (OSError, UnicodeDecodeError) as error:
+        raise ValueError(f"{folder} cannot be read: {error}; save the data set again") from error
+    if changed := sorted(line[66:] for line in saved ^ found):
+        raise ValueError(
+            f"{folder / changed[0]} is not as it was saved, or {path} is damaged; save the data set again"
+        )
 
 
 CARD_TEXT = """

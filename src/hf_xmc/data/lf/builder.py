@@ -15,7 +15,7 @@ import pyarrow.compute as pc
 from datasets.builder import Key
 
 from hf_xmc.data.lf.json_lines import check_targets, join_fields, read_json
-from hf_xmc.data.lf.read import bad_line, is_json
+from hf_xmc.data.lf.read import bad_line, is_json, max_lines
 from hf_xmc.data.lf.text_lines import read_texts, read_truth
 
 _STRING = datasets.Value("string")
@@ -32,7 +32,7 @@ class LFConfig(datasets.BuilderConfig):
         has_uid: Whether the records carry a ``uid``.
     """
 
-    version: str = "1.0.0"  # raise it with every change of what is written, so that old caches are not read
+    version: str = "1.1.0"  # raise it with every change of what is written, so that old caches are not read
     fields: tuple[str, ...] = ("title",)
     num_labels: int = 0
     has_uid: bool = False
@@ -60,16 +60,21 @@ class LFBuilder(datasets.ArrowBasedBuilder):
     def _split_generators(self, dl_manager: datasets.DownloadManager) -> list[datasets.SplitGenerator]:
         # A list would count as shards, each read on its own.
         return [
-            datasets.SplitGenerator(name=split, gen_kwargs={"files": tuple(files)})
+            datasets.SplitGenerator(name=split, gen_kwargs={"files": tuple(files), "needs_rows": split == "train"})
             for split, files in self.config.data_files.items()
         ]
 
-    def _generate_tables(self, files: tuple[str, ...]) -> Iterator[tuple[Key, pa.Table]]:
-        names = self.info.features.arrow_schema.names
-        for block, columns in enumerate(self._read_json(files[0]) if is_json(files[0]) else self._read_texts(*files)):
-            yield Key(0, block), pa.table(columns).select(names).cast(self.info.features.arrow_schema)
+    def _generate_tables(self, files: tuple[str, ...], needs_rows: bool) -> Iterator[tuple[Key, pa.Table]]:
+        schema, block = self.info.features.arrow_schema, -1
+        read = self._read_json(files[0], needs_rows) if is_json(files[0]) else self._read_texts(*files)
+        for block, columns in enumerate(read):
+            yield Key(0, block), pa.table(columns).select(schema.names).cast(schema)
+        if block < 0 and needs_rows:
+            raise ValueError(f"{files[0]} holds no line")
+        if block < 0:
+            yield Key(0, 0), schema.empty_table()
 
-    def _read_json(self, path: str) -> Iterator[dict[str, pa.Array]]:
+    def _read_json(self, path: str, needs_fields: bool) -> Iterator[dict[str, pa.Array]]:
         fields = dict.fromkeys(self.config.fields, pa.string()) | {"uid": pa.string()}
         if points := self.config.name == "default":
             fields |= {"target_ind": pa.list_(pa.int32()), "target_rel": pa.list_(pa.float32())}
@@ -85,16 +90,19 @@ class LFBuilder(datasets.ArrowBasedBuilder):
                 )
             yield columns
         if not uids:
-            raise ValueError(f"{path} holds no line")
-        for wanted in (self.config.fields, ("target_ind",)) if points else (self.config.fields,):
+            return
+        # Test rows may lack a field that train rows have.
+        for wanted in ([[name] for name in self.config.fields] if needs_fields else [self.config.fields]) + (
+            [["target_ind"]] if points else []
+        ):
             if not seen & set(wanted):
                 raise bad_line(path, 1, f"neither this line nor any other has {' or '.join(wanted)}", wanted[0])
         _check_unique(path, pa.chunked_array(uids))
 
     def _read_texts(self, path: str, truth_path: str | None = None) -> Iterator[dict[str, pa.Array]]:
-        if self.config.fields[0] != "title":
+        if self.config.fields != ("title",):
             raise ValueError(f"{path} has one text a line, read as the field 'title'; fields is {self.config.fields}")
-        truth = read_truth(truth_path) if truth_path else None
+        truth = read_truth(truth_path, max_rows=max_lines(path)) if truth_path else None
         if truth and truth_path and truth.num_labels != self.config.num_labels:
             raise bad_line(
                 truth_path,
@@ -111,8 +119,6 @@ class LFBuilder(datasets.ArrowBasedBuilder):
                 columns["label_ids"], columns["label_weights"] = truth.lists(row, row + len(texts))
             row += len(texts)
             yield columns
-        if not row:
-            raise ValueError(f"{path} holds no line")
         if truth and row < truth.num_rows:
             raise bad_line(path, row, f"the file ends here; {truth_path} has {truth.num_rows} rows")
 

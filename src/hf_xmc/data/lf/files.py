@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import hashlib
+import lzma
 import re
 import shutil
 import tarfile
 import tempfile
 import zipfile
+import zlib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
@@ -171,7 +173,15 @@ def _unpack(archive: Path, cache: Path) -> Path:
         except OSError:
             if not target.is_dir():  # unless another process was faster
                 raise
-    except (zipfile.BadZipFile, tarfile.TarError, EOFError, OSError) as error:
+    except (
+        zipfile.BadZipFile,
+        tarfile.TarError,
+        zlib.error,
+        lzma.LZMAError,
+        EOFError,
+        OSError,
+        RuntimeError,
+    ) as error:
         raise ValueError(f"{archive} is damaged or cannot be unpacked: {error}") from error
     finally:
         shutil.rmtree(half_made, ignore_errors=True)
@@ -188,6 +198,9 @@ def _members(archive: Path) -> Iterator[tuple[str, IO[bytes]]]:
     else:
         with tarfile.open(archive) as tar:
             for member in tar:
-                content = tar.extractfile(member) if PurePosixPath(member.name).name in _ALL_NAMES else None
-                if content is not None:
-                    yield member.name, content
+                if PurePosixPath(member.name).name not in _ALL_NAMES or member.isdir():
+                    continue
+                content = tar.extractfile(member) if member.isreg() else None
+                if content is None:
+                    raise tarfile.TarError(f"{member.name} is a link or a device; expected a file")
+                yield member.name, content

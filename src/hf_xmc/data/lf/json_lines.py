@@ -19,6 +19,7 @@ from hf_xmc.data.lf import read
 from hf_xmc.data.lf.read import bad_line, read_blocks
 
 _IDS, _WEIGHTS = pa.list_(pa.int32()), pa.list_(pa.float32())
+_MAX_DEPTH = 100
 
 
 def read_json(path: Path | str, schema: pa.Schema) -> Iterator[tuple[int, pa.Table]]:
@@ -38,8 +39,23 @@ def read_json(path: Path | str, schema: pa.Schema) -> Iterator[tuple[int, pa.Tab
         if block.count(b"\n") > lines:
             blank = blank or first + lines
         if lines:
+            _check_depth(path, first, body)
             table = _parse_json(body, lines, schema)
             yield first, _parse_json_lines(path, first, body, schema) if table is None else table
+
+
+def _check_depth(path: Path | str, first: int, body: bytes) -> None:
+    """Refuse deep nesting, which neither parser looks at in the same way."""
+    characters = np.frombuffer(body, np.uint8)
+    ends = np.flatnonzero(characters == ord("\n"))
+    openers = np.flatnonzero((characters == ord("[")) | (characters == ord("{")))
+    counts = np.bincount(np.searchsorted(ends, openers), minlength=len(ends) + 1)
+    for line in np.flatnonzero(counts > _MAX_DEPTH).tolist():
+        start, stop = ends[line - 1] + 1 if line else 0, ends[line] if line < len(ends) else len(body)
+        brackets = re.sub(rb'"(?:[^"\\]|\\.)*"|[^][{}]', b"", body[start:stop])
+        steps = np.where(np.isin(np.frombuffer(brackets, np.uint8), (ord("["), ord("{"))), 1, -1)
+        if steps.cumsum().max(initial=0) > _MAX_DEPTH:
+            raise bad_line(path, first + line, f"the JSON is nested more than {_MAX_DEPTH} deep; expected one object")
 
 
 def _parse_json(body: bytes, lines: int, schema: pa.Schema) -> pa.Table | None:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import gzip
 import json
-import tempfile
+import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -19,14 +19,14 @@ import pyarrow.compute as pc
 from datasets.data_files import DataFilesDict, DataFilesList
 from datasets.exceptions import DatasetGenerationError
 
-from hf_xmc.data.catalog import FILTER_FILES, JSON_FILES, Benchmark, Propensity, find_benchmark
+from hf_xmc.data.catalog import FILTER_FILES, JSON_FILES, Benchmark, Propensity, check_name, find_benchmark
 from hf_xmc.data.dataset import SPLITS, XMCDataset
 from hf_xmc.data.lf.builder import LFBuilder
 from hf_xmc.data.lf.files import LFFiles, find_files, is_hub_id, is_on_hub, locate
 from hf_xmc.data.lf.pair_lines import read_filter_pairs
 from hf_xmc.data.lf.read import first_record, is_json, num_lines
 from hf_xmc.data.pairs import NO_PAIRS
-from hf_xmc.data.storage import SIDE_FILE, pairs_as_text
+from hf_xmc.data.storage import SIDE_FILE, in_one_step, pairs_as_text
 
 
 def load_lf(
@@ -46,8 +46,8 @@ def load_lf(
             a "title".
         label_fields: The same for the labels.
         name: Key in ``hf_xmc.data.catalog.BENCHMARKS``, in any letter case, or a name of your own; the folder's name
-            by default. A benchmark's counts are checked, and its propensity constants used; other sets get A 0.55 and
-            B 1.5.
+            by default, with "-" for characters that a repo of the Hub may not have. A benchmark's counts are checked,
+            and its propensity constants used; other sets get A 0.55 and B 1.5.
         cache_dir: Where the tables are kept; the cache of ``datasets`` by default. A second load only maps them into
             memory.
 
@@ -59,7 +59,8 @@ def load_lf(
             are not those of the benchmark of that name. A refused file leaves nothing in the cache.
     """
     fields, label_fields = _checked_fields(fields, "fields"), _checked_fields(label_fields, "label_fields")
-    name = name or _stem(folder)
+    name = _stem(folder) if name is None else name
+    check_name(name)
     benchmark = find_benchmark(name)
     if is_hub_id(folder) and is_on_hub(str(folder), SIDE_FILE):
         dataset = XMCDataset.from_hub(str(folder), cache_dir=cache_dir)
@@ -112,19 +113,17 @@ def stream_lf(folder: str | Path, split: str, *, fields: Sequence[str] = ("title
 def save_lf(dataset: XMCDataset, folder: str | Path) -> None:
     """Write the raw JSON format, which :func:`load_lf` reads back to equal rows, ids, weights and filter pairs.
 
-    The files appear in ``folder`` when all of them are complete; ``text`` is written as ``title``, and what follows
-    the title as ``content`` where the data set keeps titles apart.
+    The files move to ``folder`` when all of them are complete, the label file last: a folder whose old files were
+    replaced in part is refused. ``text`` is written as ``title``, and what follows the title as ``content`` where the
+    data set keeps titles apart.
     """
-    folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=folder) as half_made:
-        for file, table in zip(JSON_FILES, (dataset.train, dataset.test, dataset.labels), strict=True):
-            with gzip.open(Path(half_made, file), "wt", encoding="utf-8", compresslevel=6) as lines:
+    tables = dict(zip(JSON_FILES, (dataset.train, dataset.test, dataset.labels), strict=True))
+    with in_one_step(Path(folder), JSON_FILES[-1]) as half_made:
+        for file, table in tables.items():
+            with gzip.open(half_made / file, "wt", encoding="utf-8", compresslevel=6) as lines:
                 lines.writelines(json.dumps(record, ensure_ascii=False) + "\n" for record in _records(table))
         for file, split in zip(FILTER_FILES, SPLITS, strict=True):
-            Path(half_made, file).write_bytes(pairs_as_text(dataset.filters[split]))
-        for file in (*JSON_FILES, *FILTER_FILES):
-            Path(half_made, file).replace(folder / file)
+            (half_made / file).write_bytes(pairs_as_text(dataset.filters[split]))
 
 
 def _records(table: datasets.Dataset) -> Iterator[dict[str, object]]:
@@ -150,7 +149,8 @@ def _checked_fields(fields: Sequence[str], name: str) -> tuple[str, ...]:
 
 def _stem(source: str | Path) -> str:
     name = Path(source).absolute().name
-    return name.removesuffix(".gz").removesuffix(".tgz").removesuffix(".tar").removesuffix(".zip")
+    name = name.removesuffix(".gz").removesuffix(".tgz").removesuffix(".tar").removesuffix(".zip")
+    return re.sub(r"[^\w.]+|\.\.+|--+", "-", name, flags=re.ASCII)[:96].strip("-.") or "dataset"
 
 
 def _builder(
@@ -160,7 +160,8 @@ def _builder(
     data_files = DataFilesDict(
         {split: DataFilesList(map(str, paths), [_state(path) for path in paths]) for split, paths in splits.items()}
     )
-    has_uid = all(is_json(paths[0]) and "uid" in first_record(paths[0]) for paths in splits.values())
+    first = [first_record(paths[0]) if is_json(paths[0]) else {} for paths in splits.values()]
+    has_uid = any(first) and all("uid" in record for record in first if record)  # a split may have no rows
     return LFBuilder(
         config_name=config,
         dataset_name="hf_xmc_lf",
@@ -184,7 +185,13 @@ def _build(builder: LFBuilder) -> datasets.DatasetDict:
         if isinstance(error.__cause__, ValueError):
             raise error.__cause__ from None
         raise
-    return builder.as_dataset()
+    schema = builder.info.features.arrow_schema
+    return datasets.DatasetDict(
+        {
+            split: builder.as_dataset(split) if info.num_examples else datasets.Dataset(schema.empty_table())
+            for split, info in builder.info.splits.items()
+        }
+    )
 
 
 def _all_ones(split: datasets.Dataset) -> bool:

@@ -11,8 +11,10 @@ import json
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 BLOCK_BYTES = 1 << 24
+MAX_LINE_BYTES = 1 << 25
 _UTF8_MARK, _UTF16_MARKS = b"\xef\xbb\xbf", (b"\xff\xfe", b"\xfe\xff")
 
 
@@ -26,14 +28,14 @@ def read_blocks(path: Path | str) -> Iterator[tuple[int, bytes]]:
     r"""Yield (1-based number of its first line, block of whole lines) in UTF-8, every line ended by "\n".
 
     Takes gzip by the suffix ``.gz``; drops a byte-order mark and Windows line ends; a line that is not UTF-8 is read
-    as latin-1.
+    as latin-1; one past 32 MiB is refused.
     """
     path = Path(path)
     line = 1
     try:
         with gzip.open(path, "rb") if path.suffix == ".gz" else path.open("rb") as file:
             while block := file.read(BLOCK_BYTES):
-                block += file.readline()
+                block += _rest_of_line(path, line, block, file)
                 if line == 1 and block.startswith(_UTF16_MARKS):
                     raise bad_line(path, 1, "the file is UTF-16; convert it to UTF-8 first")
                 block = block.removeprefix(_UTF8_MARK) if line == 1 else block
@@ -46,6 +48,14 @@ def read_blocks(path: Path | str) -> Iterator[tuple[int, bytes]]:
     except (EOFError, zlib.error, gzip.BadGzipFile) as error:
         told = f"the gzip stream is damaged or cut off ({error}); fetch the file again"
         raise bad_line(path, _last_whole_line(path) + 1, told) from error
+
+
+def _rest_of_line(path: Path, line: int, block: bytes, file: Any) -> bytes:
+    rest = b"" if block.endswith(b"\n") else file.readline(MAX_LINE_BYTES)
+    if len(block) - block.rfind(b"\n") + len(rest) > MAX_LINE_BYTES:
+        told = f"the line is longer than {MAX_LINE_BYTES >> 20} MiB; cut it"
+        raise bad_line(path, line + block.count(b"\n"), told)
+    return rest
 
 
 def _as_utf8(block: bytes) -> bytes:
@@ -89,11 +99,16 @@ def num_lines(path: Path | str) -> int:
     return lines
 
 
+def max_lines(path: Path | str) -> int:
+    """More lines than a file can have, without reading it; gzip makes 1032 bytes of one at most."""
+    return (Path(path).stat().st_size + 1) * (1032 if Path(path).suffix == ".gz" else 1)
+
+
 def first_record(path: Path | str) -> dict[str, object]:
     """The object in the first line of a JSON lines file; empty where it cannot be read (reading it all says why)."""
     try:
         with gzip.open(path, "rb") if Path(path).suffix == ".gz" else open(path, "rb") as file:
-            record = json.loads(_as_utf8(file.readline().removeprefix(_UTF8_MARK)))
+            record = json.loads(_as_utf8(file.readline(MAX_LINE_BYTES).removeprefix(_UTF8_MARK)))
     except (OSError, EOFError, zlib.error, ValueError, RecursionError):
         return {}
     return record if isinstance(record, dict) else {}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import re
+import zipfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +16,8 @@ import pyarrow.csv
 import scipy.sparse as sp
 
 from hf_xmc.data.lf.read import bad_line, read_blocks
+
+_HEADER = 1 << 12  # more bytes than the header of an array and a few numbers have
 
 
 def read_texts(path: Path | str) -> Iterator[tuple[int, pa.Array]]:
@@ -41,14 +44,18 @@ class Truth:
         return pa.ListArray.from_arrays(offsets, self.ids[part]), pa.ListArray.from_arrays(offsets, self.weights[part])
 
 
-def read_truth(path: Path | str) -> Truth:
-    """Read ``trn_X_Y.txt`` ("rows columns", then a line "label:value label:value ..." a row) or a scipy ``.npz``."""
+def read_truth(path: Path | str, max_rows: int = 1 << 32) -> Truth:
+    """Read ``trn_X_Y.txt`` ("rows columns", then a line "label:value label:value ..." a row) or a scipy ``.npz``.
+
+    A matrix that tells more than ``max_rows``, or holds more than its shape can, is refused before it is unpacked.
+    """
     path = Path(path)
-    return _read_npz_truth(path) if path.suffix == ".npz" else _read_text_truth(path)
+    return _read_npz_truth(path, max_rows) if path.suffix == ".npz" else _read_text_truth(path)
 
 
-def _read_npz_truth(path: Path) -> Truth:
+def _read_npz_truth(path: Path, max_rows: int) -> Truth:
     try:
+        _check_size(path, max_rows)
         matrix = sp.load_npz(path).tocsr()
     except FileNotFoundError:
         raise ValueError(f"{path} does not exist") from None
@@ -63,6 +70,19 @@ def _read_npz_truth(path: Path) -> Truth:
     ids, weights = matrix.indices.astype(np.int32), matrix.data.astype(np.float32)
     num_rows, num_labels = matrix.shape
     return Truth(num_rows, num_labels, matrix.indptr.astype(np.int64), ids, weights)
+
+
+def _check_size(path: Path, max_rows: int) -> None:
+    with zipfile.ZipFile(path) as packed:
+        sizes = {member.filename: member.file_size for member in packed.infolist()}
+        if sizes["shape.npy"] > _HEADER:
+            raise ValueError("its shape is no pair of numbers")
+        with packed.open("shape.npy") as file:
+            rows, columns = map(int, np.lib.format.read_array(file))
+    if rows > max_rows:
+        raise ValueError(f"it has {rows} rows, more than there can be texts")
+    if sum(sizes.values()) > _HEADER * len(sizes) + 8 * (rows + columns + 3 * rows * columns):
+        raise ValueError(f"it holds more than a matrix of {rows} x {columns} can")
 
 
 def _read_text_truth(path: Path) -> Truth:
@@ -100,6 +120,8 @@ def _parse_truth(block: bytes) -> tuple[np.ndarray, np.ndarray, np.ndarray] | No
     characters = np.frombuffer(block, np.uint8)
     ends, colons = np.flatnonzero(characters == ord("\n")), np.flatnonzero(characters == ord(":"))
     counts = np.diff(np.searchsorted(colons, ends), prepend=0)
+    if b"x" in block or b"X" in block:  # Arrow reads 0x1 as a number
+        return None
     if not len(colons):
         return None if block.strip() else (counts, np.zeros(0, np.int64), np.zeros(0, np.float32))
     try:
