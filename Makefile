@@ -4,8 +4,8 @@ BIN := $(if $(filter Windows_NT,$(OS)),.venv/Scripts,.venv/bin)
 CODE := src recipes tests benchmarks
 export OMP_NUM_THREADS ?= $(shell nproc 2>/dev/null || echo 2)
 
-# What `make test` asks before the tests; `types` joins when the whole package passes it.
-CHECKS := lint
+# What `make test` asks before the tests.
+CHECKS := lint types
 
 .DEFAULT_GOAL := help
 .PHONY: help quickstart test lint format types reproduce results tables figures clean

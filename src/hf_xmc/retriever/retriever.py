@@ -189,7 +189,7 @@ class Retriever:
 
         The dual-encoder half is the text's own vector. The classifier row is the classifier head's vector of the text
         plus, with residual rows, the mean of all labels' free rows: what training did to every label alike
-        (benchmarks/new_labels.py). The encoder's classifier grows with them; train it with a new trainer. A memory
+        (benchmarks/quality/new_labels.py). The encoder's classifier grows with them; train it with a new trainer. A memory
         stays; its rows do not vote for new labels until :meth:`remember` is called with them. A text that is a label
         already makes a second label.
 
