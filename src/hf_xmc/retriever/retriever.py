@@ -140,23 +140,12 @@ class Retriever:
         )
         return answer(parts, _queries(parts, checked_texts(texts), **encode), request)
 
-    def rank(
-        self,
-        texts: str | Iterable[str],
-        top_k: int | None = None,
-        *,
-        threshold: float | None = None,
-        min_precision: float | None = None,
-        candidates: Iterable[int] | None = None,
-        memory: bool | None = None,
-        **encode: Any,
-    ) -> Ranking:
-        """What :meth:`predict` answers, as arrays of ids and scores; arguments and errors are the same."""
+    def rank(self, texts: str | Iterable[str], top_k: int | None = None, **options: Any) -> Ranking:
+        """What :meth:`predict` answers, as arrays of ids and scores; options and errors are the same."""
         parts = self.parts
-        request = checked_request(
-            parts, top_k, threshold=threshold, min_precision=min_precision, candidates=candidates, memory=memory
-        )
-        return rank(parts, _queries(parts, checked_texts(texts), **encode), request)
+        asked = {name: options.pop(name) for name in _OPTIONS if name in options}
+        request = checked_request(parts, top_k, **asked)
+        return rank(parts, _queries(parts, checked_texts(texts), **options), request)
 
     def remember(
         self,
@@ -189,9 +178,9 @@ class Retriever:
 
         The dual-encoder half is the text's own vector. The classifier row is the classifier head's vector of the text
         plus, with residual rows, the mean of all labels' free rows: what training did to every label alike
-        (benchmarks/quality/new_labels.py). The encoder's classifier grows with them; train it with a new trainer. A memory
-        stays; its rows do not vote for new labels until :meth:`remember` is called with them. A text that is a label
-        already makes a second label.
+        (benchmarks/quality/new_labels.py). The encoder's classifier grows with them; train it with a new trainer. A
+        memory stays; its rows do not vote for new labels until :meth:`remember` is called with them. A text that is a
+        label already makes a second label.
 
         Args:
             texts: n label texts. Add many at once: each call copies the label vectors.
