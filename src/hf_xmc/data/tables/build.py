@@ -47,7 +47,7 @@ def build_tables(
         keys = pa.concat_arrays([part.keys for part in lists.values()])
         known, ids = resolve(given.keyed_for(keys), lists, unseen)
     if unseen == "drop":
-        ids["test"] = _seen_in_train(ids)
+        ids["test"] = _seen_in_train(ids, told=0 if given is None else ids["test"].null_count)
     tell_repeats(known)
     points = {}
     for split, table in tables.items():
@@ -66,14 +66,14 @@ def _check_arguments(texts: Any, labels: Any, uid: Any, separator: Any, unseen: 
             raise ValueError(f"{told} is {name!r:.80}; expected the name of a column")
     if separator is not None and (not isinstance(separator, str) or not separator):
         raise ValueError(f"separator is {separator!r:.80}; expected what stands between labels, such as ';'")
-    if unseen not in (None, "keep", "drop"):
+    if unseen is not None and (not isinstance(unseen, str) or unseen not in ("keep", "drop")):
         raise ValueError(f"unseen is {unseen!r}; expected 'keep' or 'drop'")
 
 
-def _seen_in_train(ids: dict[str, pa.Array]) -> pa.Array:
-    """The ids of test, null where train lacks them, which is told."""
+def _seen_in_train(ids: dict[str, pa.Array], told: int) -> pa.Array:
+    """The ids of test, null where train lacks them, which is told but for those that were."""
     kept = pc.if_else(pc.is_in(ids["test"], value_set=ids["train"].drop_null()), ids["test"], None)
-    if count := kept.null_count - ids["test"].null_count:
+    if count := kept.null_count - told:
         warnings.warn(f"{count} labels of test rows, which no train row has, are left out", stacklevel=2)
     return kept
 

@@ -16,7 +16,8 @@ from hf_xmc.data.tables.labels import TEXT_NAMES, UID_NAMES, GivenLabels, as_str
 from hf_xmc.data.tables.read import read_table
 from hf_xmc.data.tables.skos import FORMATS, read_skos
 from hf_xmc.data.tables.text_lines import text_lines
-from hf_xmc.hub.checks_xmc import checked_texts, is_integer
+from hf_xmc.hub.checks_xmc import checked_texts
+from hf_xmc.hub.filters_xmc import is_integer
 
 WHERE = "label_texts"
 
@@ -59,7 +60,7 @@ def _texts(texts: Any) -> pa.Array:
     if isinstance(texts, pa.Array) and pa.types.is_string(texts.type) and not texts.null_count:
         return texts
     try:
-        return pa.array([texts] if isinstance(texts, bytes) else checked_texts(texts), pa.string())
+        return pa.array(checked_texts(texts), pa.string())
     except ValueError as error:
         raise ValueError(f"{WHERE}: {error}") from error
 

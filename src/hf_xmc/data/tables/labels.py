@@ -42,7 +42,7 @@ def label_lists(entries: Entries, where: Place) -> LabelLists:
     Raises:
         ValueError: If labels are something else.
     """
-    values = entries.values
+    values = entries.values if len(entries.values) else pa.array([], pa.string())
     if pa.types.is_struct(values.type):
         names = [field.name for field in values.type]
         uids, texts = (
@@ -59,12 +59,12 @@ def label_lists(entries: Entries, where: Place) -> LabelLists:
         return LabelLists(entries.num_rows, entries.rows, without_brackets(keys), given)
     if pa.types.is_integer(values.type):
         return LabelLists(entries.num_rows, entries.rows, values.cast(pa.int64()), values.cast(pa.string()))
-    if not pa.types.is_string(values.type) and not pa.types.is_null(values.type):
+    if not pa.types.is_string(values.type):
         told = "expected strings, whole numbers, or dicts with a 'text'"
         if pa.types.is_floating(values.type):
             told += "; a pandas column of whole numbers with a missing one is double: make it strings, or 'Int64'"
         raise ValueError(f"{where}: labels are {values.type}; {told}")
-    keys = without_brackets(values.cast(pa.string()))
+    keys = without_brackets(values)
     return LabelLists(entries.num_rows, entries.rows, keys, keys)
 
 
