@@ -28,6 +28,34 @@ def test_convert_makes_a_table_a_raw_folder(capsys, tmp_path):
     assert dataset.filters["train"].tolist() == [[1, 1]]
 
 
+def test_a_table_without_test_rows_is_converted_and_loaded(tmp_path):
+    path = tmp_path / "drinks.csv"
+    path.write_text("query;tags\nlatte;milk\nNA;004\n")
+    assert main(["data", "convert", str(path), str(tmp_path / "raw"), "--text", "query", "--labels", "tags"]) == 0
+    dataset = load_lf(tmp_path / "raw", cache_dir=tmp_path / "cache")
+    assert dataset.label_texts.to_pylist() == ["004", "milk"] and dataset.train["text"][:] == ["latte", "NA"]
+    assert len(dataset.test) == 0 and dataset.train["label_ids"][:] == [[1], [0]]
+
+
+@pytest.mark.parametrize("language", [None, "fi"])
+def test_labels_of_a_vocabulary_are_named_in_a_language(tmp_path, capsys, language):
+    pytest.importorskip("rdflib")
+    (tmp_path / "t.tsv").write_text("a title\t<u:1> <u:gone>\nanother\t<u:1>\n")
+    concept = '<u:1> a skos:Concept ; skos:prefLabel "birds"@en, "linnut"@fi .'
+    (tmp_path / "v.ttl").write_text(f"@prefix skos: <http://www.w3.org/2004/02/skos/core#> .\n{concept}\n")
+    options = ["--text", "text", "--labels", "labels", "--label-texts", str(tmp_path / "v.ttl"), "--drop-unseen"]
+    arguments = ["data", "convert", str(tmp_path / "t.tsv"), str(tmp_path / "raw"), *options]
+    if language is None:
+        with pytest.raises(SystemExit):
+            main(arguments)
+        assert "labels of several languages: en (1), fi (1); choose one" in capsys.readouterr().err
+        return
+    with pytest.warns(UserWarning, match="label 'u:gone' is not among the 1 label_texts"):
+        assert main([*arguments, "--language", language]) == 0
+    dataset = load_lf(tmp_path / "raw", cache_dir=tmp_path / "cache")
+    assert dataset.label_texts.to_pylist() == ["linnut"] and dataset.train["label_ids"][:] == [[0], [0]]
+
+
 def test_an_error_is_one_line_and_exit_code_2(capsys, tmp_path):
     with pytest.raises(SystemExit) as end:
         main(["data", "report", str(tmp_path / "nowhere")])
