@@ -20,6 +20,7 @@ from torch import nn
 from hf_xmc.encoders.classifier import JOINT_EMBEDDING, LabelClassifier, hub_options
 from hf_xmc.encoders.prompts import encode_options
 from hf_xmc.encoders.shared_static import SharedStaticEmbedding
+from hf_xmc.hub.checks_xmc import checked_texts
 from hf_xmc.hub.repo_xmc import CONFIG_FILE, FORMAT_VERSION, SearchForm, check_version, cut_to
 
 # What encode_halves reads itself where it does without encode, and the texts it then runs at once.
@@ -154,6 +155,7 @@ class XMCEncoder(SentenceTransformer):
         Raises:
             ValueError: if the encoder has a classifier for another number of labels.
         """
+        texts = checked_texts(texts)
         encoder_half, head = self.encode_halves(texts, **encode_options(self, "document", encode))
         classifier = self.label_classifier
         if classifier is None:
@@ -179,10 +181,11 @@ class XMCEncoder(SentenceTransformer):
         vector is cut, and made of unit length again.
 
         Raises:
-            ValueError: If ``truncate_dim`` cuts vectors that classifier rows meet.
+            ValueError: For what is no text, or if ``truncate_dim`` cuts vectors that classifier rows meet.
         """
-        if len(texts) and self._can_skip_encode(encode):
-            return self._static_halves(list(texts), encode.get("prompt"))
+        texts = checked_texts(texts)
+        if texts and self._can_skip_encode(encode):
+            return self._static_halves(texts, encode.get("prompt"))
         place: dict[str, int] = {}
         inverse = np.array([place.setdefault(text, len(place)) for text in texts], dtype=np.int64)
         unique = list(place)
@@ -278,7 +281,7 @@ def dual_vectors(model: SentenceTransformer, texts: Sequence[str], task: str, **
     options = encode_options(model, task, encode)
     if isinstance(model, XMCEncoder):
         return model.encode_halves(texts, **options)[0]
-    return np.asarray(model.encode(list(texts), normalize_embeddings=True, **options), dtype=np.float32)
+    return np.asarray(model.encode(checked_texts(texts), normalize_embeddings=True, **options), dtype=np.float32)
 
 
 def _column(outs: list[dict[str, torch.Tensor]], key: str) -> np.ndarray:

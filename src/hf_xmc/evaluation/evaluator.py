@@ -42,9 +42,7 @@ class XMCEvaluator(BaseEvaluator):
     ) -> None:
         super().__init__()
         if not len(data.test):
-            raise ValueError(
-                f"{data.name} has no test rows to evaluate on; give data.hold_out(0.1), or a data set with"
-            )
+            raise ValueError(f"{data.name} has no test rows to evaluate on; hold some out: data.hold_out(0.1)")
         self.data = data
         self.name = name
         self.batch_size = batch_size

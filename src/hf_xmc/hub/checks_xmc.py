@@ -12,6 +12,7 @@ from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
+from .filters_xmc import as_list, is_integer
 from .memory_xmc import Memory
 from .search_xmc import VectorIndex
 
@@ -117,7 +118,9 @@ def checked_request(
             raise ValueError(f"min_precision must lie in (0, 1], got {min_precision}")
         if calibrated(parts, votes) is None:
             raise ValueError(f"min_precision needs probabilities; make them: calibrate(texts, truth, memory={votes})")
-    chosen = None if candidates is None else checked_candidates(candidates, parts.index)
+    chosen = None if candidates is None else parts.index.present(candidates, "candidates")
+    if chosen is not None and not len(chosen):
+        raise ValueError("candidates is empty: got none; give at least one label id, or None for all labels")
     asked = threshold, min_precision, chosen, votes, bool(return_evidence), int(num_evidence)
     return Request(int(top_k), *asked)
 
@@ -132,40 +135,6 @@ def _check_flags(**flags: Any) -> None:
     for name, flag in flags.items():
         if flag is not None and not isinstance(flag, bool | np.bool_):
             raise ValueError(f"{name} must be True or False, got {flag!r}")
-
-
-def checked_candidates(candidates: Iterable[int], index: VectorIndex) -> np.ndarray:
-    """The ids, each once and ascending, all of them present."""
-    ids = np.unique(checked_ids(candidates))
-    if not len(ids):
-        raise ValueError("candidates is empty: got none; give at least one label id, or None for all labels")
-    inside = (ids >= 0) & (ids < len(index))
-    wrong = ids[~(inside & index.alive[np.where(inside, ids, 0)])]
-    if len(wrong):
-        raise ValueError(f"candidates {wrong[:10].tolist()} are not among the {index.num_alive} labels present")
-    return ids
-
-
-def checked_ids(ids: Iterable[int]) -> np.ndarray:
-    """Label ids as (n,) int64: from a list, an iterator, an array or a column of integers.
-
-    Raises:
-        ValueError: For anything else, such as label texts, a mask or fractions.
-    """
-    if isinstance(ids, str | bytes | Mapping) or not isinstance(ids, Iterable):
-        raise ValueError(f"label ids must be integers, got {type(ids).__name__} {ids!r:.80}")
-    try:
-        array = ids if isinstance(ids, np.ndarray) else np.asarray(_as_list(ids))
-    except ValueError as error:  # lists of different lengths
-        raise ValueError(f"label ids must be integers, one for each label, got nested lists ({error})") from error
-    if array.dtype.kind == "b":
-        raise ValueError(f"label ids must be integers, got a mask of {array.size} bools; give np.flatnonzero(mask)")
-    if array.size and (array.ndim != 1 or array.dtype.kind not in "iu"):
-        shape = f" of shape {array.shape}" if array.ndim != 1 else ""
-        raise ValueError(f"label ids must be integers, got {array.dtype}{shape}")
-    if array.size and array.max() > np.iinfo(np.int64).max:
-        raise ValueError(f"label ids must lie below 2^63, got {array.max()}")
-    return array.astype(np.int64).reshape(-1)
 
 
 def checked_texts(texts: str | Iterable[str]) -> list[str]:
@@ -185,7 +154,7 @@ def checked_texts(texts: str | Iterable[str]) -> list[str]:
         raise ValueError(f"texts must be a list of str, got {type(texts).__name__}; give one column of it")
     if not isinstance(texts, Iterable):
         raise ValueError(f"texts must be a str or a list of str, got {type(texts).__name__} {texts!r:.80}")
-    texts = _as_list(texts)
+    texts = as_list(texts)
     for place, text in enumerate(texts):
         if not isinstance(text, str):
             raise ValueError(f"texts must be str, got {type(text).__name__} at place {place}")
@@ -202,15 +171,5 @@ def checked_texts(texts: str | Iterable[str]) -> list[str]:
     return texts
 
 
-def _as_list(values: Iterable[Any]) -> list[Any]:
-    """Python objects, also of Arrow arrays, whose entries are scalars of their own."""
-    return values.to_pylist() if hasattr(values, "to_pylist") else list(values)
-
-
 def _is_frame(values: Any) -> bool:
     return hasattr(values, "columns") and hasattr(values, "shape")
-
-
-def is_integer(value: Any) -> bool:
-    """Whether it is a whole number, of Python or numpy, and no bool."""
-    return isinstance(value, int | np.integer) and not isinstance(value, bool)

@@ -1,18 +1,66 @@
-"""Pairs of a query and a label that no ranking may hold: dropped by structure, not by a low score. In numpy alone.
+"""Label ids, and pairs of a query and a label that no ranking may hold: checked, and dropped by structure.
 
-This file travels inside every published repo.
+With numpy alone. This file travels inside every published repo.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Mapping
+from typing import Any
+
 import numpy as np
 
 MISSING_ID, MISSING_SCORE = -1, -np.inf
+NO_PAIRS = np.zeros((0, 2), dtype=np.int64)
 
 
-def most_of_a_row(pairs: np.ndarray | None) -> int:
-    """The most pairs (n, 2) that one row has: so much deeper must be searched for places to remain."""
-    return int(np.bincount(pairs[:, 0]).max()) if pairs is not None and len(pairs) else 0
+def missing(num_rows: int, num_places: int, dtype: type[np.floating] = np.float32) -> tuple[np.ndarray, np.ndarray]:
+    """Ids and scores (num_rows, num_places) of nothing."""
+    shape = (num_rows, num_places)
+    return np.full(shape, MISSING_ID, dtype=np.int64), np.full(shape, MISSING_SCORE, dtype=dtype)
+
+
+def checked_ids(ids: Iterable[int]) -> np.ndarray:
+    """Label ids as (n,) int64: from a list, an iterator, an array or a column of integers.
+
+    Raises:
+        ValueError: For anything else, such as label texts, a mask or fractions.
+    """
+    if isinstance(ids, str | bytes | Mapping) or not isinstance(ids, Iterable):
+        raise ValueError(f"label ids must be integers, got {type(ids).__name__} {ids!r:.80}")
+    try:
+        array = ids if isinstance(ids, np.ndarray) else np.asarray(as_list(ids))
+    except ValueError as error:  # lists of different lengths
+        raise ValueError(f"label ids must be integers, one for each label, got nested lists ({error})") from error
+    if array.dtype.kind == "b":
+        raise ValueError(f"label ids must be integers, got a mask of {array.size} bools; give np.flatnonzero(mask)")
+    if array.size and (array.ndim != 1 or array.dtype.kind not in "iu"):
+        shape = f" of shape {array.shape}" if array.ndim != 1 else ""
+        raise ValueError(f"label ids must be integers, got {array.dtype}{shape}")
+    if array.size and array.max() > np.iinfo(np.int64).max:
+        raise ValueError(f"label ids must lie below 2^63, got {array.max()}")
+    return array.astype(np.int64).reshape(-1)
+
+
+def checked_pairs(pairs: Any, num_rows: int, num_labels: int, where: str = "pairs") -> np.ndarray:
+    """Pairs as (n, 2) int64 of a row below ``num_rows`` and a label id below ``num_labels``.
+
+    Raises:
+        ValueError: For anything else, with ``where`` as the name of what came.
+    """
+    pairs = np.asarray(pairs)
+    if pairs.size == 0 and pairs.ndim:
+        return NO_PAIRS
+    if pairs.ndim != 2 or pairs.shape[1] != 2 or pairs.dtype.kind not in "iu":
+        raise ValueError(f"{where} are {pairs.dtype} {pairs.shape}; expected integers (n, 2): row, label id")
+    outside = np.flatnonzero((pairs < 0).any(1) | (pairs >= (num_rows, num_labels)).any(1))
+    if len(outside):
+        row, label = pairs[outside[0]]
+        raise ValueError(
+            f"{where}: number {outside[0]} is row {row}, label {label}, of {num_rows} rows and {num_labels} labels; "
+            "are these the filter pairs of another split?"
+        )
+    return pairs.astype(np.int64, copy=False)
 
 
 def drop_pairs(ids: np.ndarray, scores: np.ndarray, pairs: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -59,3 +107,13 @@ def contains(keys: np.ndarray, queries: np.ndarray) -> np.ndarray:
     nearest = np.minimum(np.searchsorted(keys, candidates), len(keys) - 1)
     found[found] = keys[nearest] == candidates
     return found
+
+
+def as_list(values: Iterable[Any]) -> list[Any]:
+    """Python objects, also of Arrow arrays, whose entries are scalars of their own."""
+    return values.to_pylist() if hasattr(values, "to_pylist") else list(values)
+
+
+def is_integer(value: Any) -> bool:
+    """Whether it is a whole number, of Python or numpy, and no bool."""
+    return isinstance(value, int | np.integer) and not isinstance(value, bool)

@@ -11,9 +11,9 @@ from typing import NamedTuple
 
 import numpy as np
 
-from .filters_xmc import contains
+from .filters_xmc import contains, missing
 from .repo_xmc import INDEX_FILE, Files, check_version, map_tensors, read_index, required
-from .search_xmc import StoredRows, VectorIndex, missing
+from .search_xmc import StoredRows, VectorIndex
 from .votes_xmc import (
     Evidence,
     Found,

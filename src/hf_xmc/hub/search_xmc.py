@@ -6,12 +6,21 @@ published repo.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any, Protocol
 
 import numpy as np
 
-from .filters_xmc import MISSING_ID, MISSING_SCORE, drop_pairs, most_of_a_row
+from .filters_xmc import (
+    MISSING_ID,
+    MISSING_SCORE,
+    NO_PAIRS,
+    checked_ids,
+    checked_pairs,
+    drop_pairs,
+    is_integer,
+    missing,
+)
 
 faiss: Any  # its own annotations leave out half of what it has
 try:
@@ -281,6 +290,8 @@ class VectorIndex:
             ValueError: For a top_k below 1, queries of another width or not finite, or candidates that are not there.
         """
         queries = np.ascontiguousarray(queries, dtype=np.float32)
+        if not is_integer(top_k):
+            raise ValueError(f"top_k must be an integer, got {top_k!r}")
         if top_k < 1:
             raise ValueError(f"top_k must be at least 1, got {top_k}")
         if queries.ndim != 2 or queries.shape[1] != self.vectors.shape[1]:
@@ -288,15 +299,14 @@ class VectorIndex:
         if not np.isfinite(queries).all():
             row = int(np.flatnonzero(~np.isfinite(queries).all(1))[0])
             raise ValueError(f"the vector of query {row} is not finite; did training diverge, or a half overflow?")
-        most = most_of_a_row(filters)
+        pairs = NO_PAIRS if filters is None else checked_pairs(filters, len(queries), len(self), "filters")
+        most = int(np.bincount(pairs[:, 0]).max()) if len(pairs) else 0  # of a row: so much deeper is searched
         found = self._search(queries, top_k + most, candidates)
-        if filters is None or not most:
-            return found
-        ids, scores = drop_pairs(*found, filters)
+        ids, scores = drop_pairs(*found, pairs) if len(pairs) else found
         return ids[:, :top_k], scores[:, :top_k]
 
     def _search(self, queries: np.ndarray, top_k: int, candidates: np.ndarray | None) -> tuple[np.ndarray, np.ndarray]:
-        rows = None if candidates is None else self._present(candidates, "search among candidates")
+        rows = None if candidates is None else self.present(candidates, "candidates")
         ids, scores = missing(len(queries), top_k)
         searcher, vectors = self.build(), self.vectors
         alive, num_alive = self._alive
@@ -316,13 +326,13 @@ class VectorIndex:
         ids[:, :places] = found if rows is None else rows[found]
         return ids, scores
 
-    def _present(self, ids: np.ndarray, purpose: str) -> np.ndarray:
-        """The ids, each once and ascending."""
-        ids = np.unique(np.asarray(ids, dtype=np.int64))
+    def present(self, ids: Iterable[int], what: str) -> np.ndarray:
+        """The ids (n,) int64, each once and ascending; a ValueError calls those that are not there ``what``."""
+        ids = np.unique(checked_ids(ids))
         inside = (ids >= 0) & (ids < len(self))
         wrong = ids[~(inside & self.alive[np.where(inside, ids, 0)])] if len(self) else ids
         if len(wrong):
-            raise ValueError(f"cannot {purpose} {wrong[:10].tolist()}: not among the {self.num_alive} labels present")
+            raise ValueError(f"{what} {wrong[:10].tolist()} are not among the {self.num_alive} labels present")
         return ids
 
 
@@ -388,9 +398,3 @@ def best_of_rows(scores: np.ndarray, count: int) -> tuple[np.ndarray, np.ndarray
     first = np.searchsorted(row, np.arange(batch))  # of each row, which has at least count
     kept = order[first[:, None] + np.arange(count)]
     return flat[kept] - width * np.arange(batch)[:, None], values[kept]
-
-
-def missing(num_rows: int, num_places: int, dtype: type[np.floating] = np.float32) -> tuple[np.ndarray, np.ndarray]:
-    """Ids and scores (num_rows, num_places) of nothing."""
-    shape = (num_rows, num_places)
-    return np.full(shape, MISSING_ID, dtype=np.int64), np.full(shape, MISSING_SCORE, dtype=dtype)

@@ -29,7 +29,8 @@ if not __package__:  # imported from the repo's own folder, which is no package:
     sys.modules[__package__].__path__ = [str(Path(__file__).parent)]
 
 from .answers_xmc import RepoParts, answer
-from .checks_xmc import checked_request, checked_texts, is_integer
+from .checks_xmc import checked_request, checked_texts
+from .filters_xmc import is_integer
 from .repo_xmc import Folder, map_tensors, query_prompt, read_json, required, unit
 
 _ACTIVATIONS: dict[str, Callable[[np.ndarray], np.ndarray]] = {

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import numpy as np
@@ -153,13 +153,13 @@ class LabelIndex(VectorIndex):
             self._searcher = self._searcher.grown(self.vectors)
         return np.arange(first, len(self))
 
-    def remove(self, ids: np.ndarray) -> None:
+    def remove(self, ids: Iterable[int]) -> None:
         """Take labels out of every later search; all other ids stay.
 
         Raises:
             ValueError: for an id that is out of range or already removed.
         """
-        ids = self._present(ids, "remove label ids")
+        ids = self.present(ids, "label ids")
         alive = self.alive.copy()
         alive[ids] = False
         self.alive = alive

@@ -9,7 +9,7 @@ import numpy as np
 import scipy.sparse as sp
 from numpy.typing import NDArray
 
-from hf_xmc.data.pairs import NO_PAIRS
+from hf_xmc.hub.filters_xmc import checked_pairs
 
 IntArray: TypeAlias = NDArray[np.int64]
 BoolArray: TypeAlias = NDArray[np.bool_]
@@ -171,18 +171,7 @@ def as_pairs(pairs: Any, num_rows: int) -> IntArray:
     Raises:
         ValueError: If they have another shape, or name other rows than those.
     """
-    pairs = as_array(pairs)
-    if pairs.size == 0 and pairs.ndim:
-        return NO_PAIRS
-    if pairs.ndim != 2 or pairs.shape[1] != 2 or pairs.dtype.kind not in "iu":
-        raise ValueError(f"pairs are {pairs.dtype} {pairs.shape}; expected integers (n, 2): row, label id")
-    if pairs.min() < 0 or pairs[:, 0].max() >= num_rows or pairs[:, 1].max() >= MAX_LABELS:
-        raise ValueError(
-            f"pairs name rows {pairs[:, 0].min()} .. {pairs[:, 0].max()} and labels {pairs[:, 1].min()} .. "
-            f"{pairs[:, 1].max()}; expected rows 0 .. {num_rows - 1} and labels from 0. Are these the filter pairs "
-            "of another split?"
-        )
-    return pairs.astype(np.int64, copy=False)
+    return checked_pairs(as_array(pairs), num_rows, MAX_LABELS)
 
 
 def check_ids(ids: IntArray, num_rows: int, num_labels: int) -> None:

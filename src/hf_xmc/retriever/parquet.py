@@ -16,7 +16,8 @@ import pyarrow.parquet as pq
 from tqdm.auto import tqdm
 
 from hf_xmc.hub.answers_xmc import Ranking
-from hf_xmc.hub.checks_xmc import checked_texts, is_integer
+from hf_xmc.hub.checks_xmc import checked_texts
+from hf_xmc.hub.filters_xmc import is_integer
 from hf_xmc.hub.whole_xmc import clear_left, scratch_name
 
 MADE_WITH_FILE = "_predicted_by.json"

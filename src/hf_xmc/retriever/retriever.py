@@ -17,7 +17,7 @@ from huggingface_hub import HfApi
 from hf_xmc.encoders.encoder import XMCEncoder
 from hf_xmc.encoders.prompts import encode_options
 from hf_xmc.hub.answers_xmc import Ranking, answer, rank
-from hf_xmc.hub.checks_xmc import checked_ids, checked_request, checked_texts
+from hf_xmc.hub.checks_xmc import checked_request, checked_texts
 from hf_xmc.hub.votes_xmc import MemoryForm
 from hf_xmc.index.label_index import LabelIndex
 from hf_xmc.memory.knowledge_memory import KnowledgeMemory
@@ -226,7 +226,7 @@ class Retriever:
             ValueError: for an id that is no label or was removed before.
         """
         with self._changes:
-            self.index.remove(checked_ids(ids))
+            self.index.remove(ids)
 
     # -- prediction into files ----------------------------------------------------------------------------------------
 
