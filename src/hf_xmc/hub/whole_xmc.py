@@ -10,12 +10,12 @@ import os
 import shutil
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
 from typing import TypeVar
 
-from .repo_xmc import INDEX_FILE, Files, digest_of
+from .repo_xmc import INDEX_FILE, Files, Folder, digest_of
 
 MANIFEST_FILE = "xmc_files.json"
 # Seconds that a reader waits for a save that is under way.
@@ -36,23 +36,37 @@ def read_whole(files: Files, read: Callable[[], T]) -> T:
         ValueError: If the files are of different saves, and stay so; or whatever ``read`` raises of damaged ones.
     """
     for wait in (*_WAITS, None):
-        digests = _digests(files)
+        digests, failed = _digests(files), None
+        before = _stamps(files, digests)
         try:
             made = read()
-        except (OSError, ValueError):
-            if wait is None or _other(files, digests) is None:
-                raise
-        else:
-            other = _other(files, digests)
-            if other is None:
-                return made
-            if wait is None:
-                raise ValueError(
-                    f"{other} is not the file that was saved with the others: a save was cut off, or it changed; save "
-                    f"the repo again, or delete {MANIFEST_FILE} if you changed the file yourself"
-                )
+        except (OSError, ValueError) as error:
+            failed = error
+        other = _other(files, digests)
+        if other is None and _stamps(files, digests) == before:
+            if failed is not None:
+                raise failed
+            return made
+        if wait is None:
+            raise ValueError(
+                (f"{failed}; " if failed is not None else "")
+                + f"{other or MANIFEST_FILE} is not the file that was saved with the others: a save was cut off, or "
+                f"it changed; save the repo again, or delete {MANIFEST_FILE} if you changed the file yourself"
+            ) from failed
         time.sleep(wait)
     raise AssertionError("the last wait is None")
+
+
+def _stamps(files: Files, digests: dict[str, str]) -> list[tuple[int, ...] | None]:
+    """What is another number after a file was replaced, also by one of the same content."""
+    stamps: list[tuple[int, ...] | None] = []
+    for name in (MANIFEST_FILE, *digests):
+        try:
+            stat = os.stat(files(name) or "")
+            stamps.append((stat.st_ino, stat.st_mtime_ns, stat.st_size))
+        except OSError:
+            stamps.append(None)
+    return stamps
 
 
 def _digests(files: Files) -> dict[str, str]:
@@ -105,14 +119,27 @@ def clear_left(path: Path) -> None:
             continue
 
 
-def move_into(whole: Path, target: Path) -> None:
-    """Move all files of a folder into another, whose other files stay.
+def move_into(whole: Path, target: Path, stale: Iterable[str] = ()) -> None:
+    """Move all files of a folder into another, whose other files stay, but for those named ``stale``.
 
-    The manifest goes first: until the last file is in place it does not fit, and readers wait or refuse. Files are
-    replaced, never cut short, so that they may be mapped by who wrote them.
+    The manifest goes first and the files that it lists last: until all are in place it does not fit, and readers wait
+    or refuse. Files are replaced, never cut short, so that they may be mapped by who wrote them.
     """
-    files = sorted(file for file in whole.rglob("*") if file.is_file())
-    for file in sorted(files, key=lambda file: file.name != MANIFEST_FILE):
-        place = target / file.relative_to(whole)
-        place.parent.mkdir(parents=True, exist_ok=True)
-        os.replace(file, place)
+    listed = _digests(Folder(whole))
+    names = sorted(file.relative_to(whole).as_posix() for file in whole.rglob("*") if file.is_file())
+    first = [name for name in names if name not in listed]
+    for name in sorted(first, key=lambda name: name != MANIFEST_FILE):
+        _move(whole, target, name)
+    for name in stale:
+        if (target / name).is_dir():
+            shutil.rmtree(target / name)
+        else:
+            (target / name).unlink(missing_ok=True)
+    for name in names:
+        if name in listed:
+            _move(whole, target, name)
+
+
+def _move(whole: Path, target: Path, name: str) -> None:
+    (target / name).parent.mkdir(parents=True, exist_ok=True)
+    os.replace(whole / name, target / name)

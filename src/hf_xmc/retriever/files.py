@@ -123,10 +123,7 @@ def save_parts(parts: RetrieverParts, path: str | Path) -> None:
         mode = (whole / LABELS_FILE).stat().st_mode
         for file in whole.rglob("*.safetensors"):
             file.chmod(mode)  # safetensors keeps its files to the owner
-        move_into(whole, path)
-        for name in stale:
-            if (path / name).exists():
-                shutil.rmtree(path / name) if (path / name).is_dir() else (path / name).unlink()
+        move_into(whole, path, stale)
 
 
 def write_parts(parts: RetrieverParts, folder: Path) -> None:

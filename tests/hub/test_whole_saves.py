@@ -1,0 +1,117 @@
+"""One save or none: a process that is killed while it writes, readers beside a writer, what is left of dead ones."""
+
+from __future__ import annotations
+
+import itertools
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from toys import WORDS, make_static_encoder, make_words_data
+
+import hf_xmc
+from hf_xmc import Retriever
+from hf_xmc.hub import whole_xmc
+from hf_xmc.hub.server_xmc import StaticServer
+
+DOORS: dict[str, Callable[[Path], Callable[..., Any]]] = {
+    "package": lambda folder: Retriever.from_pretrained(folder, device="cpu").predict,
+    "pipeline": lambda folder: hf_xmc.pipeline(model=str(folder), device="cpu"),
+    "server": lambda folder: StaticServer(folder),
+}
+
+
+def make_retriever(seed: int) -> Retriever:
+    """Of one seed other vectors than of another, with labels in another order."""
+    retriever = Retriever.build(make_static_encoder(seed=seed), WORDS if seed % 2 else WORDS[::-1])
+    data = make_words_data()
+    retriever.remember(data.train["text"][:], data.to_csr("train"))
+    return retriever
+
+
+def answers(ask: Callable[..., Any]) -> list[Any]:
+    return [[(label["label"], round(label["score"], 5)) for label in line] for line in ask(WORDS, top_k=3)]
+
+
+def killed_after(moves: int, folder: Path) -> None:
+    """Save another retriever in a fork that is killed when so many files have been put in place."""
+    child = os.fork()
+    if not child:
+        move, done = whole_xmc._move, iter(range(10**6))
+
+        def counted(*where: Any) -> None:
+            if next(done) == moves:
+                os.kill(os.getpid(), signal.SIGKILL)
+            move(*where)
+
+        whole_xmc._move = counted
+        make_retriever(2).save_pretrained(folder)
+        os._exit(0)
+    assert os.WIFSIGNALED(os.waitpid(child, 0)[1])
+
+
+@pytest.mark.parametrize("moves", [0, 1, 10, 17, 20])
+def test_a_save_that_is_killed_is_the_one_before_or_refused_by_every_door(moves: int, tmp_path: Path) -> None:
+    folder = tmp_path / "repo"
+    before = make_retriever(1)
+    before.save_pretrained(folder)
+    expected = answers(before.predict)
+    killed_after(moves, folder)
+    assert [path.name for path in tmp_path.iterdir() if path != folder]  # what the killed one left
+    for door, open_door in DOORS.items():
+        if moves:
+            with pytest.raises(ValueError, match="a save was cut off, or it changed; save the repo again"):
+                open_door(folder)
+        else:
+            assert answers(open_door(folder)) == expected, door
+    after = make_retriever(4)
+    after.save_pretrained(folder)
+    assert list(tmp_path.iterdir()) == [folder]
+    for door, open_door in DOORS.items():
+        assert answers(open_door(folder)) == answers(after.predict), door
+
+
+WRITER = """
+import sys
+import time
+from hf_xmc import Retriever
+one, other = (Retriever.from_pretrained(folder, device="cpu") for folder in sys.argv[1:3])
+print("begun", flush=True)
+while True:
+    for retriever in (one, other):
+        retriever.save_pretrained(sys.argv[3])
+        time.sleep(0.2)
+"""
+
+
+@pytest.mark.slow
+def test_who_reads_beside_a_writer_gets_the_one_save_or_the_other(tmp_path: Path) -> None:
+    both = [make_retriever(1), make_retriever(2)]
+    for number, retriever in enumerate(both):
+        retriever.save_pretrained(tmp_path / str(number))
+    both[0].save_pretrained(tmp_path / "repo")
+    expected = [answers(retriever.predict) for retriever in both]
+    folders = [str(tmp_path / name) for name in ("0", "1", "repo")]
+    with subprocess.Popen([sys.executable, "-c", WRITER, *folders], stdout=subprocess.PIPE, text=True) as writer:
+        try:
+            assert writer.stdout is not None and writer.stdout.readline() == "begun\n"
+            seen, stop = set(), time.monotonic() + 60
+            for read in itertools.count():
+                if (len(seen) == 2 and read >= 10) or time.monotonic() > stop:
+                    break
+                for open_door in (DOORS["package"], DOORS["server"]):
+                    try:
+                        found = answers(open_door(tmp_path / "repo"))
+                    except ValueError as error:  # a writer with so short a pause may outrun the waiting
+                        assert "a save was cut off" in str(error)
+                        continue
+                    seen.add(expected.index(found))  # one of the two, nothing between
+        finally:
+            writer.kill()
+    assert seen == {0, 1}
