@@ -25,7 +25,8 @@ VALUES = [
     {"text": ["a", "b"]}, {"text": ["a"], "uid": ["x", "y"]}, [{"text": "a"}, {"uid": "b"}], range(3), object(),
     np.int64(3), np.float32(2), np.array([1, 0]), np.array(["a", "b"]), np.zeros((2, 2)), pd.NA,
     pd.NaT, pd.Series(["a", "b"]), pa.array(["a", None]), datasets.ClassLabel(names=["a", "b"]), GOOD,
-    decimal.Decimal("1.1"), datetime.date(2020, 1, 1), pathlib.Path("x"), pathlib.Path(), Exception, {"train": GOOD}, pd.DataFrame(),
+    decimal.Decimal("1.1"), datetime.date(2020, 1, 1), pathlib.Path("x"), Exception, {"train": GOOD},
+    pd.DataFrame(),
 ]  # fmt: skip
 ANY = st.sampled_from(range(len(VALUES))).map(VALUES.__getitem__)
 CELLS = st.lists(ANY, max_size=3)
