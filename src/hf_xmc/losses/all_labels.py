@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from typing import Any
 
+import pyarrow as pa
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
@@ -37,7 +38,7 @@ class AllLabelsLoss(CachedLossMixin, nn.Module):
     Inputs: batches of an ``XMCDataCollator(pool=False)``, which :class:`~hf_xmc.XMCTrainer` makes for this loss.
 
     Raises:
-        ValueError: If there are fewer labels than ranks.
+        ValueError: If there are fewer labels than ranks, or a label is no text.
     """
 
     uses_pool = False
@@ -56,24 +57,28 @@ class AllLabelsLoss(CachedLossMixin, nn.Module):
         self.loss = loss
         self.scale = scale
         self.mini_batch_size = mini_batch_size
-        self.is_static = has_static_embedding_input(model)
         listed = checked_texts(label_texts)
         self.num_labels = len(listed)
         world_size, rank = (dist.get_world_size(), dist.get_rank()) if is_distributed() else (1, 0)
         if self.num_labels < world_size:
             raise ValueError(f"{self.num_labels} labels cannot be shared by {world_size} ranks")
         shard = torch.tensor_split(torch.arange(self.num_labels), world_size)[rank]
-        texts = [listed[i] for i in shard.tolist()]
-        prompt = prompt_of(model, "document") or None
         # Texts of like length share a group; the order of the rows of this rank's table follows.
-        order = sorted(range(len(texts)), key=lambda i: len(texts[i]))
-        size = len(texts) if self.is_static else mini_batch_size
+        order = torch.tensor(sorted(shard.tolist(), key=lambda i: len(listed[i])), dtype=torch.int64)
+        self.own_texts = pa.array([listed[i] for i in order.tolist()], pa.string())
+        # Label id -> row of this rank's table.
+        self.register_buffer("place", places(order, self.num_labels), persistent=False)
+        self.tokenize_labels(model)
+
+    def tokenize_labels(self, model: SentenceTransformer) -> None:
+        """Tokenize the labels with a model and its document prompt, as the model is now."""
+        self.is_static = has_static_embedding_input(model)
+        texts, prompt = self.own_texts.to_pylist(), prompt_of(model, "document") or None
+        size = len(texts) if self.is_static else self.mini_batch_size
         self.label_features = [
-            model.preprocess([texts[i] for i in order[start : start + size]], prompt=prompt, task="document")
+            model.preprocess(texts[start : start + size], prompt=prompt, task="document")
             for start in range(0, len(texts), size)
         ]
-        # Label id -> row of this rank's table.
-        self.register_buffer("place", places(shard[order], self.num_labels), persistent=False)
 
     def forward(self, sentence_features: Iterable[dict[str, Any]], labels: Tensor) -> Tensor:
         """The loss () of a batch; ``labels`` (B, P) int64 are ids, padded with -1."""

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from typing import Any
 
+import pyarrow as pa
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -12,6 +13,7 @@ from torch import Tensor, nn
 from hf_xmc.distributed import rows_per_rank
 from hf_xmc.encoders.packing import embed
 from hf_xmc.encoders.tokens import TokenizedTexts
+from hf_xmc.hub.checks_xmc import checked_texts
 from hf_xmc.losses import blockwise
 from hf_xmc.losses.pool.targets import places, to_csr
 from hf_xmc.losses.streaming.pairs import Csr
@@ -28,7 +30,8 @@ class LabelTableLoss(nn.Module):
     expected number of draws. The denominator holds the encoded labels as they are now and the others as the table has
     them. So the queries' gradient is exact but for the age of the table, and the labels' is unbiased. With
     ``num_top=L`` and ``refresh_steps=1`` it is :class:`~hf_xmc.losses.AllLabelsLoss` without gradient caching. The
-    table is in no checkpoint: a resumed run makes it anew at once.
+    table is in no checkpoint: a resumed run makes it anew at once. Without gradients, as in evaluation, the loss is
+    the exact one over all labels.
 
     Under DDP every rank sweeps for its own rows; nothing but gradients is exchanged.
 
@@ -48,7 +51,7 @@ class LabelTableLoss(nn.Module):
     def __init__(
         self,
         model: nn.Module,
-        label_texts: Sequence[str],
+        label_texts: Iterable[str],
         scale: float = 20.0,
         num_top: int = 1024,
         num_random: int = 256,
@@ -61,13 +64,24 @@ class LabelTableLoss(nn.Module):
                 f"{num_random} and {refresh_steps}"
             )
         self.model = model
-        self.tokens = TokenizedTexts.of_model(model, label_texts)
+        self.label_texts = pa.array(checked_texts(label_texts), pa.string())
         self.scale = scale
         self.num_top = num_top
         self.num_random = num_random
         self.refresh_steps = refresh_steps
-        self.table: Tensor | None = None
         self.num_steps = 0
+        self.made_of = -1
+        self.tokenize_labels(model)
+
+    @property
+    def num_labels(self) -> int:
+        """L."""
+        return len(self.label_texts)
+
+    def tokenize_labels(self, model: nn.Module) -> None:
+        """Tokenize the labels with a model and its document prompt, as the model is now."""
+        self.tokens = TokenizedTexts.of_model(model, self.label_texts)
+        self.table: Tensor | None = None
 
     @torch.no_grad()
     def refresh(self, device: torch.device) -> Tensor:
@@ -84,7 +98,12 @@ class LabelTableLoss(nn.Module):
         self.table = table = torch.empty_like(vectors)
         table[order.to(device)] = F.normalize(vectors, dim=-1)
         model.train(was_training)
+        self.made_of = self._weights()
         return table
+
+    def _weights(self) -> int:
+        """A number that changes where the weights are written, but for fused optimizers: see forward."""
+        return sum(parameter._version for parameter in self.model.parameters())
 
     def forward(self, sentence_features: Iterable[dict[str, Any]], labels: Tensor) -> Tensor:
         """The loss () of a batch; ``labels`` (B, P) int64 are ids, padded with -1."""
@@ -95,14 +114,21 @@ class LabelTableLoss(nn.Module):
             return None if filter_ids is None else to_csr(filter_ids, place)
 
         queries = F.normalize(embed(self.model, query)["sentence_embedding"], dim=-1)
+        learns = self.training and torch.is_grad_enabled()
+        is_due = self.num_steps % self.refresh_steps == 0 if learns else self.made_of != self._weights()
         table = self.table
-        if table is None or (self.training and self.num_steps % self.refresh_steps == 0):
+        if table is None or is_due:
             table = self.refresh(queries.device)
-        self.num_steps += self.training
+        self.num_steps += learns
         everywhere = torch.arange(len(table), device=queries.device)  # label id -> place
         positives = to_csr(labels, everywhere, weights)
-        norms = self._gradient_norms(queries, table, positives, excluded(everywhere))
-        chosen, counts = self.choose(norms, positives[1])
+        if learns:
+            self.made_of = -1  # a step follows
+            norms = self._gradient_norms(queries, table, positives, excluded(everywhere))
+            chosen, counts = self.choose(norms, positives[1])
+        else:  # nothing is drawn where there is no gradient, and the table is that of the model as it is
+            chosen = positives[1].unique()
+            counts = torch.ones_like(chosen, dtype=table.dtype)
         vectors = F.normalize(embed(self.model, self.tokens.features(chosen))["sentence_embedding"], dim=-1)
         # The value stays, the gradient of a drawn label counts for those that were not drawn.
         vectors = vectors * counts[:, None] + (vectors * (1 - counts[:, None])).detach()
@@ -165,4 +191,4 @@ class LabelTableLoss(nn.Module):
     def get_config_dict(self) -> dict[str, Any]:
         """The settings that a model card shows."""
         names = ("scale", "num_top", "num_random", "refresh_steps")
-        return {name: getattr(self, name) for name in names} | {"num_labels": len(self.tokens)}
+        return {name: getattr(self, name) for name in names} | {"num_labels": self.num_labels}

@@ -41,6 +41,11 @@ class LabelNeighbors(nn.Module):
         self.register_buffer("ids", torch.full((num_labels, num_neighbors), PAD, dtype=torch.int32), persistent=False)
         self.register_buffer("cosines", torch.zeros(num_labels, num_neighbors), persistent=False)
 
+    @property
+    def num_labels(self) -> int:
+        """L."""
+        return len(self.ids)
+
     def write(self, ids: np.ndarray, cosines: np.ndarray) -> None:
         """Replace all neighbors by ids (L, K), integers, -1 where there are fewer, and their cosines (L, K)."""
         kept = (ids >= 0) & (cosines >= self.min_cosine)
@@ -134,6 +139,11 @@ class LabelTerms(nn.Module):
         self.classifier_weight = classifier_weight
         self.neighbors = neighbors
         self.similarity_weight = similarity_weight
+
+    @property
+    def num_labels(self) -> int:
+        """L."""
+        return self.targets.shape[0]
 
     def relevance(self, label_ids: Tensor, candidate_ids: Tensor) -> Tensor:
         """Soft targets (n, C) float32 in [0, 1] for labels (n,) int64 and candidates (C,) int64, ascending."""

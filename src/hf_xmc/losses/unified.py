@@ -16,6 +16,8 @@ from hf_xmc.losses.functional import binary_cross_entropy, decoupled_softmax
 from hf_xmc.losses.label_terms import LabelPool, LabelTerms, keys_of_pool
 from hf_xmc.losses.pool.targets import PoolTargets, text_keys
 
+ENCODER_WEIGHT = 0.5
+
 
 class UnifiedLoss(nn.Module):
     """``lam L_D + (1 - lam) (L_C + bce_weight BCE)`` over the pool of all ranks.
@@ -54,7 +56,7 @@ class UnifiedLoss(nn.Module):
         scale: float = 18.0,
         encoder_loss: Callable[..., Tensor] = decoupled_softmax,
         classifier_loss: Callable[..., Tensor] = decoupled_softmax,
-        encoder_weight: float = 0.5,
+        encoder_weight: float = ENCODER_WEIGHT,
         symmetric_weight: float = 0.0,
         bce_weight: float = 0.0,
         label_terms: LabelTerms | None = None,
@@ -73,6 +75,12 @@ class UnifiedLoss(nn.Module):
         self.symmetric_weight = symmetric_weight
         self.bce_weight = bce_weight
         self.label_terms = label_terms
+
+    @property
+    def needs_classifier(self) -> bool:
+        """Whether a weight of its terms other than the default was asked for; without a classifier there are none."""
+        terms = 1.0 if self.label_terms is None else self.label_terms.classifier_weight
+        return self.bce_weight > 0 or self.encoder_weight not in (ENCODER_WEIGHT, 1) or terms not in (0, 1)
 
     @classmethod
     def precision(cls, model: nn.Module, scale: float = 18.0) -> UnifiedLoss:

@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Any
 
 import torch
 from sentence_transformers import SentenceTransformerTrainingArguments
+from transformers import TrainingArguments
+
+from hf_xmc.training.checks import check_counts, column_prompts
 
 # The rows' name as the optimizer sees it, also behind a dictionary of losses.
 CLASSIFIER_ROWS = r"(^|\.)classifier\.rows\.weight$"
+
+
+# Of the settings of a pool.
+LEAST = {"positives_per_row": 1, "hard_negatives": 0, "random_negatives": 0, "max_candidates": 1}
 
 
 @dataclass
@@ -27,9 +34,13 @@ class XMCTrainingArguments(SentenceTransformerTrainingArguments):
         refresh_epochs: Hard negatives and clusters are made anew every so many epochs, first after as many.
         token_dropout: Share of the tokens of every text left out at random while training, in [0, 1).
         classifier_learning_rate: Learning rate of the classifier's rows; None for ``learning_rate``.
+        prompts: Put before queries and label texts: ``{"query": ..., "document": ...}``, or one string for both. The
+            model keeps them, so that mining, evaluation and serving agree with training; a task without one has the
+            model's own.
 
     Raises:
-        ValueError: For a count below zero, or no positive at all.
+        ValueError: For a count below zero, no positive at all, more hard negatives than are mined, or prompts with
+            another key.
     """
 
     positives_per_row: int | None = field(default=3, metadata={"help": "positives of a row in the pool"})
@@ -46,13 +57,29 @@ class XMCTrainingArguments(SentenceTransformerTrainingArguments):
         super().__post_init__()
         if not torch.cuda.is_available():
             self.dataloader_pin_memory = False
-        least = {"positives_per_row": 1, "hard_negatives": 0, "random_negatives": 0, "max_candidates": 1}
-        for name, minimum in (least | {"refresh_epochs": 1, "mining_depth": 1}).items():
-            value = getattr(self, name)
-            if value is not None and value < minimum:
-                raise ValueError(f"{name} must be at least {minimum}, got {value}")
+        check_counts(LEAST | {"refresh_epochs": 1, "mining_depth": 1}, self)
+        if self.hard_negatives > self.mining_depth:
+            raise ValueError(
+                f"hard_negatives={self.hard_negatives} are drawn among mining_depth={self.mining_depth} labels; "
+                "expected no more than there are"
+            )
         if not 0 <= self.token_dropout < 1:
             raise ValueError(f"token_dropout must lie in [0, 1), got {self.token_dropout}")
+        column_prompts(self.prompts)
         if self.classifier_learning_rate is not None:
             rates: Any = self.learning_rate_mapping  # a dict, now that the host has read it
             self.learning_rate_mapping = rates | {CLASSIFIER_ROWS: self.classifier_learning_rate}
+
+    @classmethod
+    def of(cls, args: Any) -> XMCTrainingArguments:
+        """Arguments themselves, or the host's with the defaults of the pool.
+
+        Raises:
+            ValueError: For what are no training arguments.
+        """
+        if isinstance(args, cls):
+            return args
+        if not isinstance(args, TrainingArguments):
+            raise ValueError(f"args are a {type(args).__name__}; expected XMCTrainingArguments(output_dir=...)")
+        known = {each.name for each in fields(cls) if each.init}
+        return cls(**{each.name: getattr(args, each.name) for each in fields(args) if each.name in known})

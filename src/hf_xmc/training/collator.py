@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+import logging
+import zlib
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -12,6 +14,15 @@ from sentence_transformers.sentence_transformer.data_collator import SentenceTra
 
 from hf_xmc.distributed import PAD
 from hf_xmc.encoders.tokens import TokenizedTexts
+from hf_xmc.hub.checks_xmc import checked_texts
+from hf_xmc.hub.filters_xmc import checked_ids
+from hf_xmc.training.arguments import LEAST
+from hf_xmc.training.checks import check_counts, column_prompts
+from hf_xmc.training.rows import check_filters, checked_rows, checked_weights
+
+logger = logging.getLogger(__name__)
+# Task of a prompt -> column of a batch.
+COLUMNS = {"query": "query", "document": "candidate"}
 
 
 @dataclass
@@ -31,9 +42,14 @@ class XMCDataCollator(SentenceTransformerDataCollator):
         ``query_filter_ids``     (B, F) int64    labels that are neither positive nor negative, padded with -1
         =======================  ==============  ================================================================
 
+    What is kept by row of the data set (filters, mined negatives, tokens) is looked up by a column ``row``, which
+    ``data.training_rows()`` has: rows without it, such as those to evaluate on, are taken as they are. A column
+    ``filter_ids`` (list of label ids) is a row's own filter.
+
     Args:
-        label_texts: Arrow array of L strings, in id order.
-        filters: CSR pair (indptr (N + 1,), indices) of filtered label ids by ``row``; None for no filter.
+        label_texts: L strings, in id order; an Arrow array is taken as it is.
+        filters: CSR pair (indptr (N + 1,), indices) of filtered label ids by ``row``, as of ``data.filter_csr``; None
+            for no filter.
         positives_per_row: Positives of a row that enter the pool, drawn without replacement; None for all. Those not
             drawn still count as positives wherever another row brings them in.
         hard_negatives: Mined labels of a row that enter the pool, drawn from its line in ``mined``.
@@ -42,8 +58,8 @@ class XMCDataCollator(SentenceTransformerDataCollator):
             limit.
         mined: (N, M) int32 shared tensor of hard negatives by ``row``, -1 where there is none; written by a callback.
         epoch: (1,) int64 shared tensor with the number of the epoch; written by a callback.
-        seed: Draws depend on the seed, the epoch and the rows of the batch alone, so that they are the same for any
-            number of workers and after a resume.
+        seed: Draws depend on the seed, the epoch and the rows of the batch (their numbers, or else their texts) alone,
+            so that they are the same for any number of workers and after a resume.
         pool: Whether candidates are drawn at all; not for losses over all labels.
         label_tokens: Tokens of the L label texts; None to tokenize the candidates of each batch.
         row_tokens: Tokens of the train texts by ``row``; None to tokenize the queries of each batch.
@@ -67,40 +83,92 @@ class XMCDataCollator(SentenceTransformerDataCollator):
     def __post_init__(self) -> None:
         if self.label_texts is None:
             raise ValueError("XMCDataCollator needs label_texts, for example XMCDataset.label_texts")
+        if not isinstance(self.label_texts, pa.Array | pa.ChunkedArray):
+            self.label_texts = pa.array(checked_texts(self.label_texts), pa.string())
+        check_counts(LEAST, self)
         if self.hard_negatives and self.mined is None:
             raise ValueError(f"hard_negatives={self.hard_negatives} needs mined, a shared (N, M) tensor of label ids")
         if self.token_dropout and (self.row_tokens is None or (self.pool and self.label_tokens is None)):
             raise ValueError(f"token_dropout={self.token_dropout} needs row_tokens and label_tokens")
+        if self.filters is not None:
+            check_filters(self.filters, len(self.label_texts))
+        if not isinstance(self.prompts, dict) or not any(isinstance(each, dict) for each in self.prompts.values()):
+            named = column_prompts(self.prompts)  # prompts by data set are left to the host
+            self.prompts = {COLUMNS[task]: prompt for task, prompt in named.items()}
+
+    def for_evaluation(self) -> XMCDataCollator:
+        """The collator of evaluation batches.
+
+        Its pool is **all** positives of the batch's rows and ``random_negatives`` labels, drawn by the seed and the
+        texts of the rows: the same at every evaluation. Nothing is mined, dropped or left out.
+        """
+        drawn = {"positives_per_row": None, "hard_negatives": 0, "max_candidates": None, "token_dropout": 0.0}
+        kept = {"mined": None, "filters": None, "row_tokens": None, "epoch": torch.zeros(1, dtype=torch.int64)}
+        return replace(self, **drawn, **kept)  # type: ignore[arg-type]
 
     def __call__(self, rows: list[dict[str, Any]]) -> dict[str, Any]:
-        """The batch of some rows, with ``row``, ``text``, ``label_ids`` and, if there are any, ``label_weights``."""
-        positives = [np.asarray(row["label_ids"], dtype=np.int64) for row in rows]
-        row_ids = np.asarray([row.get("row", number) for number, row in enumerate(rows)], dtype=np.int64)
-        batch: dict[str, Any] = {}
+        """The batch of some rows.
+
+        Args:
+            rows: With ``text``, ``label_ids`` and perhaps ``row``, ``label_weights`` and ``filter_ids``.
+
+        Raises:
+            ValueError: Naming what came in place of such a row.
+        """
+        texts, positives = checked_rows(rows, len(self.label_texts))
+        row_ids = self._row_numbers(rows)
+        batch: dict[str, Any] = {"label": pad(positives)}  # (B, P); first, as the host counts rows by it
         if "dataset_name" in rows[0]:
             batch["dataset_name"] = rows[0]["dataset_name"]
         prompts = self._resolve_prompts(batch)
-        rng = np.random.default_rng([self.seed, int(self.epoch), *row_ids.tolist()])
+        keys = [zlib.crc32(text.encode()) for text in texts] if row_ids is None else row_ids.tolist()
+        rng = np.random.default_rng([self.seed, int(self.epoch), *keys])
         candidate_ids = self.draw_pool(positives, row_ids, rng) if self.pool else None
-        batch |= self._query_tokens(rows, row_ids, prompts, rng)
+        batch |= self._query_tokens(texts, row_ids, prompts, rng)
         if candidate_ids is not None:
             batch |= self._candidate_tokens(candidate_ids, prompts, rng)
             batch["candidate_ids"] = torch.from_numpy(candidate_ids)  # (C,)
-        batch["label"] = pad(positives)  # (B, P)
-        if "label_weights" in rows[0]:
-            weights = [np.asarray(row["label_weights"], dtype=np.float32) for row in rows]
-            batch["query_label_weights"] = pad(weights, fill=0.0)  # (B, P)
-        if self.filters is not None:
-            indptr, indices = self.filters
-            batch["query_filter_ids"] = pad([indices[indptr[i] : indptr[i + 1]].astype(np.int64) for i in row_ids])
+        if all(row.get("label_weights") is not None for row in rows):
+            batch["query_label_weights"] = pad(checked_weights(rows, positives), fill=0.0)  # (B, P)
+        filtered = self._filtered(rows, row_ids)
+        if filtered is not None:
+            batch["query_filter_ids"] = pad(filtered)  # (B, F)
         return batch
 
+    def _row_numbers(self, rows: list[dict[str, Any]]) -> np.ndarray | None:
+        """The rows' places in the data set (B,) int64, or None where they do not tell."""
+        kept = {"filters": self.filters and len(self.filters[0]) - 1, "mined": _length(self.mined)}
+        num_rows = [size for size in (*kept.values(), _length(self.row_tokens)) if size is not None]
+        if not all(row.get("row") is not None for row in rows):
+            if num_rows and not self._warned_columns:
+                self._warned_columns.add(("row",))
+                logger.warning(
+                    "rows without a column 'row' have no filters, mined negatives or kept tokens of the collator; "
+                    "data.training_rows() has it"
+                )
+            return None
+        row_ids = checked_ids([row["row"] for row in rows])
+        if num_rows and not 0 <= row_ids.min() <= row_ids.max() < min(num_rows):
+            raise ValueError(f"rows {row_ids.min()} to {row_ids.max()} are not all among the {min(num_rows)} of train")
+        return row_ids
+
+    def _filtered(self, rows: list[dict[str, Any]], row_ids: np.ndarray | None) -> list[np.ndarray] | None:
+        """The labels filtered for each row, or None where nothing is."""
+        if "filter_ids" in rows[0]:
+            return [checked_ids(row["filter_ids"] or []) for row in rows]
+        if self.filters is None:
+            return None
+        if row_ids is None:
+            return [np.empty(0, dtype=np.int64)] * len(rows)
+        indptr, indices = self.filters
+        return [indices[indptr[i] : indptr[i + 1]].astype(np.int64) for i in row_ids]
+
     def _query_tokens(
-        self, rows: list[Any], ids: np.ndarray, prompts: Any, rng: np.random.Generator
+        self, texts: list[str], ids: np.ndarray | None, prompts: Any, rng: np.random.Generator
     ) -> dict[str, Any]:
-        if self.row_tokens is not None:
+        if self.row_tokens is not None and ids is not None:
             return self._kept_tokens("query", self.row_tokens, ids, rng)
-        return self._tokens("query", "query", [row["text"] for row in rows], prompts)
+        return self._tokens("query", "query", texts, prompts)
 
     def _candidate_tokens(self, ids: np.ndarray, prompts: Any, rng: np.random.Generator) -> dict[str, Any]:
         if self.label_tokens is not None:
@@ -117,12 +185,14 @@ class XMCDataCollator(SentenceTransformerDataCollator):
         found = tokens.features(torch.from_numpy(ids), self.token_dropout, rng)
         return {f"{column}_{key}": value for key, value in found.items()}
 
-    def draw_pool(self, positives: list[np.ndarray], row_ids: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    def draw_pool(
+        self, positives: list[np.ndarray], row_ids: np.ndarray | None, rng: np.random.Generator
+    ) -> np.ndarray:
         """The candidates (C,) int64 of a batch, ascending, from B arrays of positives and the rows' numbers (B,)."""
         drawn = [self._some(p, self.positives_per_row, rng) for p in positives]
         drawn_ids, counts = np.unique(np.concatenate(drawn), return_counts=True)
         negatives = [np.empty(0, dtype=np.int64)]
-        if self.hard_negatives and self.mined is not None:
+        if self.hard_negatives and self.mined is not None and row_ids is not None:
             mined = self.mined[torch.from_numpy(row_ids)].numpy().astype(np.int64)  # (B, M)
             negatives += [self._some(line[line >= 0], self.hard_negatives, rng) for line in mined]
         if self.random_negatives:
@@ -143,6 +213,10 @@ class XMCDataCollator(SentenceTransformerDataCollator):
     @staticmethod
     def _some(ids: np.ndarray, count: int | None, rng: np.random.Generator) -> np.ndarray:
         return ids if count is None or len(ids) <= count else rng.choice(ids, count, replace=False)
+
+
+def _length(values: Any) -> int | None:
+    return None if values is None else len(values)
 
 
 def pad(rows: list[np.ndarray], fill: float = PAD) -> torch.Tensor:

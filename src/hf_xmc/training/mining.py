@@ -14,7 +14,7 @@ from sentence_transformers import SentenceTransformer
 from transformers import TrainerCallback, TrainerControl, TrainerState
 
 from hf_xmc.data.dataset import XMCDataset
-from hf_xmc.distributed import gather_shares, is_distributed, share_of
+from hf_xmc.distributed import PAD, gather_shares, is_distributed, share_of
 from hf_xmc.encoders.encoder import dual_vectors
 from hf_xmc.index.label_index import LabelIndex
 from hf_xmc.losses.label_terms import LabelNeighbors
@@ -97,6 +97,11 @@ class MiningCallback(TrainerCallback):
         at_the_start = abs(epoch - round(epoch)) < 1e-6  # false where a run resumes in mid-epoch
         if at_the_start and round(epoch) > 0 and round(epoch) % self.refresh_epochs == 0:
             self.refresh(kwargs["model"], round(epoch))
+
+    def forget(self) -> None:
+        """Be as before the first mining."""
+        for name, tensor in self._tensors().items():
+            tensor.fill_(0 if name == "neighbour_cosines" else PAD)
 
     def refresh(self, model: SentenceTransformer, epoch: int = 0) -> None:
         """Mine with the model as it is now; every rank must call it."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import weakref
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
@@ -129,11 +130,13 @@ class RowSparseAdamW(torch.optim.AdamW):
             self._catch_up(parameter, state, rows.reshape(-1))
 
     def follow(self, embedding: nn.Embedding | nn.EmbeddingBag) -> RemovableHandle:
-        """Catch rows up whenever the embedding is about to look them up while training."""
+        """Catch rows up whenever the embedding is about to look them up in training, until the handle is removed."""
+        own = weakref.ref(self)  # the embedding must not keep the moments alive
 
         def before_forward(module: nn.Module, args: tuple[Tensor, ...]) -> None:
-            if module.training:
-                self.catch_up(embedding.weight, args[0])
+            optimizer = own()
+            if module.training and optimizer is not None:
+                optimizer.catch_up(embedding.weight, args[0])
 
         return embedding.register_forward_pre_hook(before_forward)
 

@@ -2,84 +2,113 @@
 
 from __future__ import annotations
 
-import math
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
+import datasets
 import torch
-import torch.distributed as dist
-from datasets import Dataset
-from sentence_transformers import SentenceTransformer, SentenceTransformerTrainer
-from sentence_transformers.sentence_transformer.modules import StaticEmbedding
+from sentence_transformers import SentenceTransformer
 from torch import nn
-from torch.nn.parallel import DistributedDataParallel
-from torch.utils.data import BatchSampler
-from transformers import TrainerCallback, TrainerControl, TrainerState
+from torch.utils.data import BatchSampler, DataLoader, SequentialSampler
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers.trainer_utils import PredictionOutput, TrainOutput
 
 from hf_xmc.data.columns import column_of
 from hf_xmc.data.dataset import XMCDataset
-from hf_xmc.distributed import PAD, is_distributed, pad_gather
-from hf_xmc.encoders.classifier import LabelClassifier
 from hf_xmc.encoders.encoder import XMCEncoder
-from hf_xmc.encoders.tokens import TokenizedTexts, special_tokens
+from hf_xmc.encoders.prompts import prompt_of
+from hf_xmc.encoders.tokens import TokenizedTexts
 from hf_xmc.losses.label_terms import LabelNeighbors
 from hf_xmc.losses.pool.base import uses_pool
 from hf_xmc.losses.pool.decoupled_softmax import DecoupledSoftmaxLoss
 from hf_xmc.training.arguments import XMCTrainingArguments
+from hf_xmc.training.checks import (
+    check_data,
+    check_loss,
+    check_model,
+    check_pool,
+    check_settings,
+    column_prompts,
+    loss_parts,
+)
 from hf_xmc.training.collator import XMCDataCollator
+from hf_xmc.training.evaluation_rows import evaluation_rows
 from hf_xmc.training.mining import MiningCallback
-from hf_xmc.training.optim import RowSparseAdamW, clip_grad_norm, unique_rows
+from hf_xmc.training.row_sparse_trainer import RowSparseTrainer
 from hf_xmc.training.sampler import XMCBatchSampler
 
 
-class XMCTrainer(SentenceTransformerTrainer):
+class XMCTrainer(RowSparseTrainer):
     """Train an encoder on an :class:`~hf_xmc.XMCDataset`, on one process or many (``accelerate launch``).
 
     Draws of batches and pools depend on the seed, the epoch and the rows alone, so that a run resumed from a
-    checkpoint ends with the numbers of an uninterrupted one.
+    checkpoint ends with the numbers of an uninterrupted one. ``train()`` may be called again: it goes on from the
+    weights as they are, with a new optimizer.
+
+    The loss of rows to evaluate on (``eval_loss``, ``test_loss``) is the mean over batches in the order of the rows,
+    each as ``data_collator.for_evaluation()`` makes it: the pool holds **all** positives of its rows and
+    ``random_negatives`` labels, the same ones at every evaluation; nothing is mined, and no token is dropped. Losses
+    over all labels need no pool. So it falls where the ranking within a batch gets better, and depends on
+    ``per_device_eval_batch_size``.
 
     Args:
         model: An :class:`~hf_xmc.XMCEncoder` or any ``SentenceTransformer``.
-        args: Training arguments; None for the defaults.
+        args: Training arguments, ours or the host's; None for the defaults.
         train_dataset: The data set; its ``train`` part is trained on, its train filter pairs are neither positive nor
             negative.
-        loss: One of ``hf_xmc.losses``; None for :class:`~hf_xmc.losses.DecoupledSoftmaxLoss`.
+        loss: One of ``hf_xmc.losses``, or a function of the model that makes it; None for
+            :class:`~hf_xmc.losses.DecoupledSoftmaxLoss`. None of the host's losses can learn from a pool by itself;
+            ``MatryoshkaLoss`` may stand around one of ours.
+        eval_dataset: Rows whose loss is evaluated: an :class:`~hf_xmc.XMCDataset` (its ``test`` rows, with their
+            filter pairs), a ``datasets.Dataset`` of our columns, or several by name. So it is for :meth:`evaluate`
+            and :meth:`predict`.
         kwargs: The host's further arguments (evaluator, callbacks, ...).
 
     Raises:
-        ValueError: If ``train_dataset`` is no XMCDataset.
+        ValueError: For another kind of data set, model, arguments or loss, a number of labels that is not the data
+            set's, or settings that would do nothing.
     """
 
     training_args_class = XMCTrainingArguments
     data_collator_class = XMCDataCollator
-    model: SentenceTransformer
     args: XMCTrainingArguments
     data_collator: XMCDataCollator
 
     def __init__(
         self,
         model: SentenceTransformer | None = None,
-        args: XMCTrainingArguments | None = None,
+        args: TrainingArguments | None = None,
         train_dataset: XMCDataset | None = None,
-        loss: nn.Module | None = None,
+        loss: nn.Module | Callable[[SentenceTransformer], nn.Module] | None = None,
+        *,
+        eval_dataset: Any = None,
         **kwargs: Any,
     ) -> None:
-        if not isinstance(train_dataset, XMCDataset):
+        data = check_data(train_dataset)
+        args = self.training_args_class.of(args or self.training_args_class(output_dir="tmp_trainer"))
+        if kwargs.get("model_init") is None:
+            check_model(model, data)
+        if isinstance(loss, nn.Module):
+            check_loss(loss, model, data)
+        elif loss is not None and not callable(loss):
             raise ValueError(
-                f"XMCTrainer trains on an XMCDataset, got {type(train_dataset).__name__}; make one with load_lf or "
-                "XMCDataset.from_dataset, or use SentenceTransformerTrainer with an XMCDataCollator"
+                f"loss is {loss if isinstance(loss, str) else type(loss).__name__!r}; expected one of hf_xmc.losses, "
+                "such as DecoupledSoftmaxLoss(model)"
             )
-        self.data = train_dataset  # before super().__init__, which asks for the collator
-        self._uses_pool = uses_pool(loss)
-        args = args or self.training_args_class(output_dir="tmp_trainer")
-        num_rows = len(train_dataset.train)
+        self.data = data  # before super().__init__, which asks for the collator
+        num_rows = len(data.train)
         self._mined = _shared((num_rows, args.mining_depth), torch.int32) if args.hard_negatives else None
         self._row_order = _shared((num_rows,), torch.int64) if args.cluster_batches else None
-        super().__init__(model=model, args=args, train_dataset=train_dataset.training_rows(), loss=loss, **kwargs)
-        # DDP would exchange the rows' gradient through a sparse all-reduce, which NCCL does not have.
-        weights = {table.weight for table in self._tables()}
-        names = [name for name, parameter in self.model.named_parameters() if parameter in weights]
-        if names:
-            DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(self.model, names)
+        self._makes_collator = kwargs.get("data_collator") is None
+        if eval_dataset is not None:
+            eval_dataset = evaluation_rows(eval_dataset, data)
+        check_settings(args, evaluates_loss=eval_dataset is not None and not isinstance(eval_dataset, dict))
+        rows = data.training_rows()
+        super().__init__(model=model, args=args, train_dataset=rows, eval_dataset=eval_dataset, loss=loss, **kwargs)
+        self._uses_pool = uses_pool(self.loss)
+        if self._makes_collator:
+            self.data_collator.pool = self._uses_pool
         self.miner = self._make_miner()
         if self.miner is not None:
             self.add_callback(self.miner)
@@ -87,8 +116,7 @@ class XMCTrainer(SentenceTransformerTrainer):
 
     def _make_miner(self) -> MiningCallback | None:
         """What keeps mined negatives, the order of rows and a loss's neighbors of labels up to date; None for none."""
-        losses = nn.ModuleList(self.loss.values() if isinstance(self.loss, dict) else [self.loss])
-        neighbors = next((module for module in losses.modules() if isinstance(module, LabelNeighbors)), None)
+        neighbors = next((part for part in loss_parts(self.loss) if isinstance(part, LabelNeighbors)), None)
         if self._mined is None and self._row_order is None and neighbors is None:
             return None
         return MiningCallback(
@@ -101,22 +129,45 @@ class XMCTrainer(SentenceTransformerTrainer):
             seed=self.args.seed,
         )
 
+    def prepare_loss(self, loss: Any, model: Any) -> nn.Module:
+        """The loss on the model's device, made by ``loss`` where that is a function of the model.
+
+        Raises:
+            ValueError: If no loss comes of it, or one that cannot be trained with.
+        """
+        if not isinstance(loss, nn.Module):
+            name = getattr(loss, "__name__", type(loss).__name__)
+            try:
+                loss = loss(model)
+            except TypeError as error:
+                raise ValueError(f"{name}(model) makes no loss ({error}); give a loss, made with the model") from error
+            if not isinstance(loss, nn.Module):
+                raise ValueError(f"{name}(model) makes a {type(loss).__name__}; expected one of hf_xmc.losses")
+        check_loss(loss, model if self.model_init is None else None, self.data)
+        check_pool(loss, self.args)
+        if column_prompts(self.args.prompts):
+            _renew_tokens(loss, model)
+        return super().prepare_loss(loss, model)
+
+    def call_model_init(self, trial: Any = None) -> Any:
+        """A new model, checked, with the prompts of the arguments; the loss follows it."""
+        model: Any = super().call_model_init(trial)
+        check_model(model, self.data)
+        if hasattr(self, "data_collator"):  # no longer in __init__
+            self._take_up(model)
+            if self.miner is not None:
+                self.miner.forget()  # a trial must not begin with what the one before it mined
+        return model
+
+    # -- tokens: of the model as it is, kept while it trains ----------------------------------------------------------
+
     def get_data_collator(self, model: Any, args: Any, processing_class: Any = None) -> XMCDataCollator:
-        """The collator of the data set, with the texts tokenized."""
-        prompts = args.prompts or _prompts_of(model)
-        if isinstance(prompts, dict):
-            query_prompt, label_prompt = prompts.get("query"), prompts.get("candidate")
-        else:
-            query_prompt = label_prompt = prompts
-        # Not model.preprocess: a bound method of the model would carry the classifier into every worker.
-        preprocess, special = model[0].preprocess, special_tokens(model)
-        label_tokens = None
-        if self._uses_pool:
-            label_tokens = TokenizedTexts(preprocess, self.data.label_texts, prompt=label_prompt, **special)
-        texts = column_of(self.data.train, "text")
+        """The collator of the data set; tokens of all texts are made when training begins."""
+        model.prompts.update(column_prompts(args.prompts))  # so that mining, evaluation and serving agree
         return self.data_collator_class(
-            preprocess_fn=preprocess,
-            prompts=prompts,
+            # Not model.preprocess: a bound method of the model would carry the classifier into every worker.
+            preprocess_fn=model[0].preprocess,
+            prompts={task: prompt_of(model, task) or "" for task in ("query", "document")},
             label_texts=self.data.label_texts,
             filters=self.data.filter_csr("train") if len(self.data.filters["train"]) else None,
             positives_per_row=args.positives_per_row,
@@ -125,125 +176,127 @@ class XMCTrainer(SentenceTransformerTrainer):
             max_candidates=args.max_candidates,
             mined=self._mined,
             seed=args.seed,
-            pool=self._uses_pool,
-            label_tokens=label_tokens,
-            row_tokens=TokenizedTexts(preprocess, texts, prompt=query_prompt, task="query", **special),
-            token_dropout=args.token_dropout,
         )
+
+    def _take_up(self, model: SentenceTransformer) -> None:
+        """Read texts as a new model, or one whose modules were replaced, does."""
+        model.prompts.update(column_prompts(self.args.prompts))
+        first: Any = model[0]
+        if self._makes_collator:
+            self.data_collator.preprocess_fn = first.preprocess
+        self._drop_tokens()
+        self._eval_dataloaders.clear()  # persistent workers hold the collator of before
+        _renew_tokens(self.loss, model)
+
+    def _make_tokens(self) -> None:
+        if not self._makes_collator or self.data_collator.row_tokens is not None:
+            return
+        self.data_collator.row_tokens = TokenizedTexts.of_model(
+            self.model, column_of(self.data.train, "text"), "query"
+        )
+        if self._uses_pool:
+            self.data_collator.label_tokens = TokenizedTexts.of_model(self.model, self.data.label_texts)
+        self.data_collator.token_dropout = self.args.token_dropout
+
+    def _drop_tokens(self) -> None:
+        if self._makes_collator:
+            self.data_collator.row_tokens = self.data_collator.label_tokens = None
+            self.data_collator.token_dropout = 0.0
+
+    # -- batches to train and to evaluate on --------------------------------------------------------------------------
+
+    def get_train_dataloader(self) -> DataLoader:
+        """Batches of the train rows, their tokens made once."""
+        self._make_tokens()
+        return super().get_train_dataloader()
+
+    def get_eval_dataloader(self, eval_dataset: Any = None) -> DataLoader:
+        """Batches in the order of the rows; see the class."""
+        with self._evaluating():
+            return super().get_eval_dataloader(eval_dataset)
+
+    def get_test_dataloader(self, test_dataset: Any) -> DataLoader:
+        """Batches in the order of the rows; see the class."""
+        with self._evaluating():
+            return super().get_test_dataloader(evaluation_rows(test_dataset, self.data, "test_dataset"))
+
+    @contextmanager
+    def _evaluating(self) -> Iterator[None]:
+        collator, self.data_collator = self.data_collator, self.data_collator.for_evaluation()
+        try:
+            yield
+        finally:
+            self.data_collator = collator
+
+    def evaluate(
+        self, eval_dataset: Any = None, ignore_keys: list[str] | None = None, metric_key_prefix: str = "eval"
+    ) -> dict[str, float]:
+        """The loss of the rows and what the evaluator measures.
+
+        Args:
+            eval_dataset: As in the class; a name for one of several; None for the trainer's own.
+            ignore_keys: As the host's.
+            metric_key_prefix: Before every key.
+
+        Raises:
+            ValueError: For what is no such data set.
+        """
+        if isinstance(eval_dataset, str):
+            names = list(self.eval_dataset) if isinstance(self.eval_dataset, dict) else []
+            if eval_dataset not in names:
+                raise ValueError(f"eval_dataset is {eval_dataset!r}; the trainer's own are named {names}")
+        elif eval_dataset is not None:
+            eval_dataset = evaluation_rows(eval_dataset, self.data)
+        return super().evaluate(eval_dataset, ignore_keys, metric_key_prefix)
+
+    def predict(self, test_dataset: Any, *args: Any, **kwargs: Any) -> PredictionOutput:
+        """The loss of the rows of one data set, and what the evaluator measures, in ``metrics``; the host's way.
+
+        Labels are predicted by ``XMCEvaluator.predict`` and ``Retriever.predict``.
+
+        Raises:
+            ValueError: For what is no such data set, or several.
+        """
+        if isinstance(test_dataset, Mapping):
+            raise ValueError(f"predict takes one data set, got those named {list(test_dataset)}")
+        return super().predict(test_dataset, *args, **kwargs)
 
     def get_batch_sampler(
         self,
-        dataset: Dataset,
+        dataset: datasets.Dataset,
         batch_size: int,
         drop_last: bool,
         valid_label_columns: list[str] | None = None,
         generator: torch.Generator | None = None,
         seed: int = 0,
     ) -> BatchSampler:
-        """Batches at random or of neighbors, settled by the seed and the epoch alone."""
+        """Of train rows at random or of neighbors, settled by the seed and the epoch alone; of others all in order."""
+        if dataset is not self.train_dataset:
+            return BatchSampler(SequentialSampler(dataset), batch_size, drop_last=False)
         return XMCBatchSampler(dataset, batch_size, drop_last, seed=seed, row_order=self._row_order)
 
     def get_default_loss(self, model: Any) -> nn.Module:
         """Decoupled softmax over the pool."""
         return DecoupledSoftmaxLoss(model)
 
-    # -- tables with sparse gradients, and an optimizer that must be flushed before their rows are read ---------------
-
-    def _tables(self) -> list[nn.Embedding | nn.EmbeddingBag]:
-        """Modules of which a step touches few rows: the classifier's, and the tokens' of a static encoder.
-
-        Without a pool a step encodes all labels and touches most tokens: their gradient is left dense. So it is on
-        several processes, where DDP exchanges it and refuses a model that leaves it nothing to exchange.
-        """
-        tables: list[nn.Embedding | nn.EmbeddingBag] = [module.rows for module in self._classifiers()]
-        if self._uses_pool and self.args.world_size == 1 and self.args.optim in ("adamw_torch", "adamw_torch_fused"):
-            tables += [module.embedding for module in self.model.modules() if isinstance(module, StaticEmbedding)]
-        return tables
-
-    def _classifiers(self) -> list[LabelClassifier]:
-        return [module for module in self.model.modules() if isinstance(module, LabelClassifier)]
-
-    def _exchange_rows(self) -> None:
-        """Average the rows' gradients over ranks by sending the touched rows alone."""
-        if not is_distributed():
-            return
-        for table in self._tables():
-            weight = table.weight
-            if weight.grad is None:  # this rank touched no row, but the others wait for it
-                ids, values = weight.new_zeros(0, dtype=torch.int64), weight.new_zeros(0, weight.size(1))
-            else:
-                ids, values = unique_rows(weight.grad)
-            ids, values = pad_gather(ids, PAD), pad_gather(values, 0.0)
-            kept = ids != PAD
-            weight.grad = torch.sparse_coo_tensor(
-                ids[kept].unsqueeze(0), values[kept] / dist.get_world_size(), weight.shape
-            ).coalesce()
-
-    # Static in transformers, no longer so in sentence-transformers.
-    def get_optimizer_cls_and_kwargs(self, args: Any, model: Any = None) -> tuple[Any, Any]:  # type: ignore[override]
-        """AdamW that touches only the rows of a step, where a table has sparse gradients.
-
-        Raises:
-            ValueError: If such a table is to be trained with another optimizer.
-        """
-        optimizer_cls, kwargs = super().get_optimizer_cls_and_kwargs(args, model)
-        if not self._tables():
-            return optimizer_cls, kwargs
-        if optimizer_cls is not torch.optim.AdamW:
-            raise ValueError(
-                f"a classifier is trained with AdamW (optim=adamw_torch), got {optimizer_cls.__name__}: "
-                "its rows have sparse gradients"
-            )
-        return RowSparseAdamW, kwargs
-
-    def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
-        """The host's optimizer; one that works by rows follows the tables, which are equal on all ranks from here."""
-        is_new = self.optimizer is None
-        optimizer = super().create_optimizer(model)
-        if is_new and isinstance(optimizer, RowSparseAdamW):
-            for table in self._tables():
-                table.sparse = True
-                optimizer.follow(table)
-                if is_distributed():  # DDP leaves the rows alone, also at the start
-                    dist.broadcast(table.weight.data, src=0)
-        return optimizer
-
-    def flush_optimizer(self) -> None:
-        """Bring all rows of all tables up to date; before they are evaluated, mined with or saved."""
-        optimizer = getattr(self.optimizer, "optimizer", self.optimizer)
-        if isinstance(optimizer, RowSparseAdamW):
-            optimizer.flush()
-
-    def _clip_grad_norm(self, model: nn.Module) -> torch.Tensor:
-        if not self._tables():
-            return super()._clip_grad_norm(model)
-        self._exchange_rows()
-        self.accelerator.unscale_gradients()
-        return clip_grad_norm(model.parameters(), self.args.max_grad_norm)
-
-    def _get_grad_norm(self, model: nn.Module, grad_norm: Any = None) -> Any:
-        if grad_norm is None and self._tables():
-            self._exchange_rows()
-            grad_norm = clip_grad_norm(model.parameters(), math.inf)
-        return super()._get_grad_norm(model, grad_norm=grad_norm)
-
-    def evaluation_loop(self, *args: Any, **kwargs: Any) -> Any:
-        """As the host's, with all rows up to date."""
-        self.flush_optimizer()
-        return super().evaluation_loop(*args, **kwargs)
-
-    def _save_checkpoint(self, *args: Any, **kwargs: Any) -> None:
-        self.flush_optimizer()
-        super()._save_checkpoint(*args, **kwargs)
+    def train(self, *args: Any, **kwargs: Any) -> TrainOutput:
+        """As the host's; what serves the training alone is given back when it ends, however it ends."""
+        try:
+            return super().train(*args, **kwargs)
+        finally:
+            self.release_tables()
+            self._drop_tokens()
 
     def _finalize_training(self, *args: Any, **kwargs: Any) -> Any:
         self.flush_optimizer()
         result = super()._finalize_training(*args, **kwargs)
-        for module in self.model.modules():
-            if isinstance(module, StaticEmbedding):
-                module.embedding.sparse = False  # as it came, for whatever trains it next
         if isinstance(self.model, XMCEncoder) and self.model.fold():
-            self.optimizer = self.lr_scheduler = None  # they were of parameters that are gone
+            # What knew the parameters that are gone.
+            self.optimizer = self.lr_scheduler = None
+            self.callback_handler.optimizer = self.callback_handler.lr_scheduler = None
+            self.model_wrapped = self.model
+            self.loss = self.override_model_in_loss(self.loss, self.model)
+            self._take_up(self.model)
         return result
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
@@ -257,10 +310,12 @@ def _shared(shape: tuple[int, ...], dtype: torch.dtype) -> torch.Tensor:
     return torch.full(shape, -1, dtype=dtype).share_memory_()
 
 
-def _prompts_of(model: SentenceTransformer) -> dict[str, str]:
-    """The model's own prompts under the collator's column names, so that training and encoding agree."""
-    prompts = {"query": model.prompts.get("query"), "candidate": model.prompts.get("document")}
-    return {column: prompt for column, prompt in prompts.items() if prompt}
+def _renew_tokens(loss: nn.Module, model: SentenceTransformer) -> None:
+    """Of label texts that a loss over all labels keeps."""
+    for part in loss_parts(loss):
+        renew: Any = getattr(part, "tokenize_labels", None)
+        if renew is not None:
+            renew(model)
 
 
 class _EpochCallback(TrainerCallback):

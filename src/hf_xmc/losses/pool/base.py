@@ -19,9 +19,11 @@ def uses_pool(loss: nn.Module | None) -> bool:
     """Whether batches for a loss need a pool of candidates, drawn by the collator.
 
     A loss that has the label texts itself, as those over all labels do, declares it with a class attribute
-    ``uses_pool = False`` and is given queries and their labels' ids alone. Any other gets a pool.
+    ``uses_pool = False`` and is given queries and their labels' ids alone. Any other gets a pool. A loss that wraps
+    another, as ``loss``, needs what that one needs.
     """
-    return getattr(loss, "uses_pool", True)
+    inner = getattr(loss, "loss", None)
+    return getattr(loss, "uses_pool", uses_pool(inner) if isinstance(inner, nn.Module) else True)
 
 
 class PoolLoss(nn.Module, ABC):
