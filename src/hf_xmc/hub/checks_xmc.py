@@ -137,38 +137,49 @@ def _check_flags(**flags: Any) -> None:
             raise ValueError(f"{name} must be True or False, got {flag!r}")
 
 
-def checked_texts(texts: str | Iterable[str]) -> list[str]:
+def checked_source(texts: str | Iterable[str]) -> Iterable[str]:
+    """What texts are read from: anything that gives one after the other, one text counting as a list of one.
+
+    Raises:
+        ValueError: For a table, a mapping, a set or what is no iterable.
+    """
+    if isinstance(texts, str):
+        return [texts]
+    if isinstance(texts, bytes | Mapping | set | frozenset) or hasattr(texts, "column_names") or _is_frame(texts):
+        raise ValueError(f"texts must be a list of str, got {type(texts).__name__}; give one column of it")
+    if not isinstance(texts, Iterable):
+        raise ValueError(f"texts must be a str or a list of str, got {type(texts).__name__} {texts!r:.80}")
+    return texts
+
+
+def checked_texts(texts: str | Iterable[str], first: int = 0) -> list[str]:
     """A list of the texts, one text counting as a list of one.
 
     A text of more than a million characters is cut there, with a warning.
 
     Args:
         texts: A str, or a list, tuple, iterator, array, Arrow array, pandas Series or data set column of them.
+        first: The place of the first one, for errors.
 
     Raises:
         ValueError: For a table or mapping, or naming the place of what is no str, or no valid Unicode.
     """
-    if isinstance(texts, str):
-        texts = [texts]
-    if isinstance(texts, bytes | Mapping | set | frozenset) or hasattr(texts, "column_names") or _is_frame(texts):
-        raise ValueError(f"texts must be a list of str, got {type(texts).__name__}; give one column of it")
-    if not isinstance(texts, Iterable):
-        raise ValueError(f"texts must be a str or a list of str, got {type(texts).__name__} {texts!r:.80}")
-    texts = as_list(texts)
-    for place, text in enumerate(texts):
+    listed = as_list(checked_source(texts))
+    for place, text in enumerate(listed):
+        if hasattr(text, "as_py"):  # one entry of an Arrow array
+            text = listed[place] = text.as_py()
         if not isinstance(text, str):
-            raise ValueError(f"texts must be str, got {type(text).__name__} at place {place}")
+            raise ValueError(f"texts must be str, got {type(text).__name__} at place {first + place}")
         try:
             text.encode("utf8")
         except UnicodeEncodeError as error:  # half a surrogate pair, from broken JSON or file names
-            raise ValueError(f"the text at place {place} is no valid Unicode ({error.reason}); repair it") from error
+            where = f"the text at place {first + place}"
+            raise ValueError(f"{where} is no valid Unicode ({error.reason}); repair it") from error
         if len(text) > MAX_CHARACTERS:
-            warnings.warn(
-                f"the text at place {place} has {len(text):,} characters, of which {MAX_CHARACTERS:,} are read",
-                stacklevel=3,
-            )
-            texts[place] = text[:MAX_CHARACTERS]
-    return texts
+            where = f"the text at place {first + place}"
+            warnings.warn(f"{where} has {len(text):,} characters, of which {MAX_CHARACTERS:,} are read", stacklevel=3)
+            listed[place] = text[:MAX_CHARACTERS]
+    return listed
 
 
 def _is_frame(values: Any) -> bool:

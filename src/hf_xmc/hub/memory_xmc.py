@@ -289,6 +289,7 @@ def read_parts(path: Path) -> MemoryParts:
         "other indices than indptr counts": not len(indptr) or indptr[0] != 0 or indptr[-1] != len(indices),
         "labels that are none": bool(len(indices)) and not 0 <= indices.min() <= indices.max() < num_labels,
         "votes for other labels": votes is not None and votes.shape != indices.shape,
+        "votes below zero or not finite": votes is not None and not (np.isfinite(votes) & (votes >= 0)).all(),
     }
     if told := [what for what, is_wrong in wrong.items() if is_wrong]:
         raise ValueError(f"{path} is damaged (it has {', '.join(told)}); fetch or save it again")

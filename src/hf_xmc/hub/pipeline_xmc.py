@@ -10,7 +10,7 @@ import os
 import re
 import shutil
 import tempfile
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from types import GeneratorType
 from typing import Any
@@ -138,7 +138,7 @@ class XMCRetrievalPipeline(Pipeline):
         if self._is_read and unknown:
             raise ValueError(f"unknown option {', '.join(unknown)}; a call takes batch_size, {', '.join(_OPTIONS)}")
         asked = {name: kwargs[name] for name in _OPTIONS if kwargs.get(name) is not None}
-        if "candidates" in asked and not hasattr(asked["candidates"], "__len__"):
+        if isinstance(asked.get("candidates"), Iterator):
             asked["candidates"] = list(asked["candidates"])  # an iterator serves one batch alone
         if self._is_read:
             checked_request(self.parts, **asked)

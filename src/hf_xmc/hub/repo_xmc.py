@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from .filters_xmc import checked_ids
 from .search_xmc import FaissSearcher, StoredRows, VectorIndex, faiss
 
 FORMAT_VERSION = 1
@@ -235,11 +236,14 @@ def read_labels(files: Files) -> list[str]:
 
 def read_alive(config: dict[str, Any], num_labels: int) -> np.ndarray:
     """(L,) bool, the labels that are not removed, from the content of ``xmc_config.json``."""
-    removed = np.asarray(config.get("removed_ids", []), dtype=np.int64)
-    if removed.ndim != 1 or (len(removed) and not 0 <= removed.min() <= removed.max() < num_labels):
-        raise ValueError(f"{CONFIG_FILE} is damaged (removed_ids beyond the {num_labels} labels); {_WAY_OUT}")
     alive = np.ones(num_labels, dtype=bool)
-    alive[removed] = False
+    try:
+        removed = checked_ids(config.get("removed_ids", []))
+        if (removed < 0).any():
+            raise IndexError(f"removed_ids hold {removed.min()}")
+        alive[removed] = False
+    except (ValueError, IndexError) as error:
+        raise ValueError(f"{CONFIG_FILE} is damaged ({error}, of {num_labels} labels); {_WAY_OUT}") from error
     return alive
 
 

@@ -16,7 +16,7 @@ import pyarrow.parquet as pq
 from tqdm.auto import tqdm
 
 from hf_xmc.hub.answers_xmc import Ranking
-from hf_xmc.hub.checks_xmc import checked_texts
+from hf_xmc.hub.checks_xmc import checked_source, checked_texts
 from hf_xmc.hub.filters_xmc import is_integer
 from hf_xmc.hub.whole_xmc import clear_left, scratch_name
 
@@ -45,20 +45,24 @@ def predict_to_parquet(
         rows_per_file: Texts of a file, at least 1.
         show_progress_bar: Whether texts are counted.
     """
-    if isinstance(texts, str | bytes | Mapping) or not isinstance(texts, Iterable) or hasattr(texts, "columns"):
-        came = f"one {type(texts).__name__}"
-        raise ValueError(f"texts must be a list, an iterator or a column of texts, got {came}")
+    if isinstance(texts, str):  # perhaps the name of a file
+        raise ValueError(f"texts must be a list, an iterator or a column of texts, got one str {texts!r:.80}")
+    texts = checked_source(texts)
     if not is_integer(rows_per_file) or rows_per_file < 1:
         raise ValueError(f"rows_per_file must be an integer of at least 1, got {rows_per_file!r}")
     made_with = {"rows_per_file": rows_per_file} | dict(made_with)
     total = len(texts) if isinstance(texts, Sized) else None
     source = iter(texts)
-    first = checked_texts(list(islice(source, rows_per_file)))  # before anything is written
+
+    def read(number: int) -> list[str]:
+        return checked_texts(list(islice(source, rows_per_file)), number * rows_per_file)
+
+    first = read(0)  # before anything is written
     folder.mkdir(parents=True, exist_ok=True)
     _check_made_with({name: _plain(value) for name, value in made_with.items()}, folder)
     with tqdm(total=total, unit="text", disable=not show_progress_bar) as bar:
         for number in count():
-            part = checked_texts(list(islice(source, rows_per_file))) if number else first
+            part = read(number) if number else first
             file = folder / f"part-{number:05d}.parquet"
             if not part and number:
                 break
