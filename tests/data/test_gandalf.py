@@ -25,7 +25,7 @@ from hf_xmc.data.gandalf import (
     tail_labels,
     with_label_rows,
 )
-from hf_xmc.data.pairs import NO_PAIRS
+from hf_xmc.hub.filters_xmc import NO_PAIRS
 from hf_xmc.training.collator import XMCDataCollator
 
 GOLDEN = sp.csr_matrix(np.array([[1, 1, 0], [1, 0, 1], [1, 1, 0], [0, 0, 1], [1, 0, 0]], dtype=np.float32))

@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 
 import hf_xmc
 from hf_xmc.data import Propensity, XMCDataset
-from hf_xmc.data.pairs import NO_PAIRS
 from hf_xmc.data.storage import LAST_FILE, digests
+from hf_xmc.hub.filters_xmc import NO_PAIRS
 
 NO_FILTERS = {"train": NO_PAIRS, "test": NO_PAIRS}
 

@@ -262,7 +262,7 @@ def test_ids_of_labels_that_go_and_pairs_that_are_passed_over_are_checked() -> N
         [["war", "sea"]],
         [[True, False]],
     ):
-        with pytest.raises(ValueError, match="filters are|filters: number 0 is row"):
+        with pytest.raises(ValueError, match="filters are|filters, pair 0: .* is out of range"):
             index.search(queries, 3, filters=wrong)
     for none in (None, [], np.zeros((0, 2), dtype=np.int64)):
         np.testing.assert_array_equal(index.search(queries, 3, filters=none)[0], index.search(queries, 3)[0])

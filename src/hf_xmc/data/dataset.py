@@ -15,7 +15,7 @@ import scipy.sparse as sp
 
 from hf_xmc.data.catalog import Propensity, check_name
 from hf_xmc.data.columns import column_of, list_lengths, row_mapping
-from hf_xmc.data.pairs import NO_PAIRS, check_pairs, equal_pairs, reversed_pairs, unique_pairs
+from hf_xmc.data.pairs import equal_pairs, reversed_pairs, unique_pairs
 from hf_xmc.data.report import DataReport, measure
 from hf_xmc.data.splitting import answerable, held_out_rows, label_seen, normalized_texts, title_keys
 from hf_xmc.data.storage import (
@@ -30,6 +30,7 @@ from hf_xmc.data.storage import (
     side_files,
 )
 from hf_xmc.data.tables.build import build_tables
+from hf_xmc.hub.filters_xmc import NO_PAIRS, checked_pairs
 
 SPLITS = ("train", "test")
 
@@ -64,7 +65,7 @@ class XMCDataset:
             missing = {"text", "label_ids"} - set(self[split].column_names)
             if missing:
                 raise ValueError(f"{split} lacks the column {sorted(missing)}; it has {self[split].column_names}")
-            check_pairs(self.filters.get(split), len(self[split]), self.num_labels, f"filters[{split!r}]")
+            checked_pairs(self.filters.get(split), len(self[split]), self.num_labels, f"filters[{split!r}]")
         if "text" not in self.labels.column_names:
             raise ValueError(f"labels lacks the column 'text'; it has {self.labels.column_names}")
 

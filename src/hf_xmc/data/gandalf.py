@@ -26,7 +26,7 @@ import scipy.sparse as sp
 from hf_xmc.data.columns import column_of, list_lengths, row_mapping
 from hf_xmc.data.cooccurrence import binary_truth, checked_truth, soft_targets
 from hf_xmc.data.dataset import XMCDataset
-from hf_xmc.data.pairs import NO_PAIRS
+from hf_xmc.hub.filters_xmc import NO_PAIRS
 
 logger = logging.getLogger(__name__)
 

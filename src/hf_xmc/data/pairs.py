@@ -7,26 +7,6 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import scipy.sparse as sp
 
-NO_PAIRS = np.zeros((0, 2), dtype=np.int64)
-
-
-def check_pairs(pairs: np.ndarray | None, num_rows: int, num_labels: int, where: str) -> None:
-    """Refuse pairs of another split or another label table; ``where`` is what an error calls them.
-
-    Raises:
-        ValueError: Unless they are an integer (n, 2) array of (row < num_rows, label id < num_labels).
-    """
-    if pairs is None or pairs.ndim != 2 or pairs.shape[1] != 2 or pairs.dtype.kind not in "iu":
-        told = "missing" if pairs is None else f"{pairs.dtype} {pairs.shape}"
-        raise ValueError(f"{where} is {told}; expected int64 (n, 2) rows of (row, label id)")
-    outside = np.flatnonzero((pairs < 0).any(1) | (pairs >= (num_rows, num_labels)).any(1))
-    if len(outside):
-        row, label = pairs[outside[0]]
-        raise ValueError(
-            f"{where}, pair {outside[0]}: (row {row}, label id {label}) is out of range; "
-            f"there are {num_rows} rows and {num_labels} labels"
-        )
-
 
 def equal_pairs(left: pa.Array, right: pa.Array) -> np.ndarray:
     """All (i, j) with left[i] == right[j], sorted; nulls and empty strings equal nothing.

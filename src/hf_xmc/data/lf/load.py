@@ -25,8 +25,8 @@ from hf_xmc.data.lf.builder import LFBuilder
 from hf_xmc.data.lf.files import LFFiles, find_files, is_hub_id, is_on_hub, locate
 from hf_xmc.data.lf.pair_lines import read_filter_pairs
 from hf_xmc.data.lf.read import first_record, is_json, num_lines
-from hf_xmc.data.pairs import NO_PAIRS
 from hf_xmc.data.storage import SIDE_FILE, in_one_step, pairs_as_text
+from hf_xmc.hub.filters_xmc import NO_PAIRS
 
 
 def load_lf(

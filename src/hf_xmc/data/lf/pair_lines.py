@@ -11,7 +11,7 @@ import pyarrow as pa
 import pyarrow.csv
 
 from hf_xmc.data.lf.read import bad_line, read_blocks
-from hf_xmc.data.pairs import NO_PAIRS
+from hf_xmc.hub.filters_xmc import NO_PAIRS
 
 
 def read_filter_pairs(path: Path | str, num_rows: int, num_labels: int) -> np.ndarray:
