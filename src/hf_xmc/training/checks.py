@@ -19,7 +19,7 @@ from hf_xmc.losses.pool.base import uses_pool
 from hf_xmc.losses.unified import UnifiedLoss
 
 # Losses of the host that look at no pairs: around a loss of ours, or at the vectors of each column by themselves.
-_WRAPPERS = (host_losses.MatryoshkaLoss, host_losses.AdaptiveLayerLoss, host_losses.GlobalOrthogonalRegularizationLoss)
+_WITHOUT_PAIRS = (host_losses.MatryoshkaLoss, host_losses.GlobalOrthogonalRegularizationLoss)
 
 
 def loss_parts(loss: nn.Module) -> Iterator[nn.Module]:
@@ -34,7 +34,9 @@ def check_loss(loss: nn.Module, model: SentenceTransformer | None, data: XMCData
     """Refuse a loss that cannot learn from batches of queries, a pool of candidates and label ids.
 
     Of the host's losses none can by itself: they pair query i with candidate i, which is a label of any row, or read
-    ``label`` as one number a row. ``MatryoshkaLoss`` and ``AdaptiveLayerLoss`` work around a loss of ours.
+    ``label`` as one number a row. ``MatryoshkaLoss`` works around a loss of ours; ``AdaptiveLayerLoss`` does not, as
+    it reads hidden states of padded texts, which are not padded here; ``GlobalOrthogonalRegularizationLoss`` works as
+    a part of a loss of your own.
 
     Args:
         loss: The loss.
@@ -67,7 +69,9 @@ def check_loss(loss: nn.Module, model: SentenceTransformer | None, data: XMCData
 def _check_kind(part: nn.Module) -> None:
     bases = type(part).__mro__
     name = type(part).__name__
-    if not isinstance(part, _WRAPPERS) and any(
+    if isinstance(part, host_losses.AdaptiveLayerLoss):
+        raise ValueError(f"{name} reads the hidden states of padded texts, which are not padded here; leave it out")
+    if not isinstance(part, _WITHOUT_PAIRS) and any(
         base.__module__.startswith("sentence_transformers.")
         and "Loss" in base.__name__
         and "Mixin" not in base.__name__

@@ -128,7 +128,7 @@ class XMCDataCollator(SentenceTransformerDataCollator):
         if candidate_ids is not None:
             batch |= self._candidate_tokens(candidate_ids, prompts, rng)
             batch["candidate_ids"] = torch.from_numpy(candidate_ids)  # (C,)
-        if all(row.get("label_weights") is not None for row in rows):
+        if any(row.get("label_weights") is not None for row in rows):
             batch["query_label_weights"] = pad(checked_weights(rows, positives), fill=0.0)  # (B, P)
         filtered = self._filtered(rows, row_ids)
         if filtered is not None:
@@ -154,8 +154,9 @@ class XMCDataCollator(SentenceTransformerDataCollator):
 
     def _filtered(self, rows: list[dict[str, Any]], row_ids: np.ndarray | None) -> list[np.ndarray] | None:
         """The labels filtered for each row, or None where nothing is."""
-        if "filter_ids" in rows[0]:
-            return [checked_ids(row["filter_ids"] or []) for row in rows]
+        own = [row.get("filter_ids") for row in rows]
+        if any(each is not None for each in own):
+            return [checked_ids([] if each is None else each) for each in own]
         if self.filters is None:
             return None
         if row_ids is None:

@@ -9,6 +9,7 @@ import numpy as np
 
 from hf_xmc.hub.checks_xmc import checked_texts
 from hf_xmc.hub.filters_xmc import checked_ids
+from hf_xmc.metrics.inputs import as_array
 
 
 def checked_rows(rows: Any, num_labels: int) -> tuple[list[str], list[np.ndarray]]:
@@ -41,9 +42,11 @@ def checked_weights(rows: list[dict[str, Any]], positives: list[np.ndarray]) -> 
     """
     weights = []
     for place, (row, ids) in enumerate(zip(rows, positives, strict=True)):
-        given = np.asarray(row["label_weights"])
+        given = as_array(row.get("label_weights") if len(ids) else [])
         if given.shape != ids.shape or given.dtype.kind not in "fiu":
-            raise ValueError(f"row {place} of the batch has {len(ids)} labels and the weights {row['label_weights']}")
+            raise ValueError(
+                f"row {place} of the batch has {len(ids)} labels and the weights {row.get('label_weights')!r:.80}"
+            )
         if given.size and not ((given >= 0) & (given <= 1)).all():
             raise ValueError(f"row {place} of the batch has weights outside [0, 1]: {given[:10]}")
         weights.append(given.astype(np.float32))
@@ -56,7 +59,7 @@ def check_filters(filters: Any, num_labels: int) -> None:
     Raises:
         ValueError: For pairs of (row, label id), among others.
     """
-    parts = [np.asarray(part) for part in filters] if isinstance(filters, tuple) and len(filters) == 2 else []
+    parts = [as_array(part) for part in filters] if isinstance(filters, tuple) and len(filters) == 2 else []
     if (
         not parts
         or any(part.ndim != 1 or part.dtype.kind not in "iu" for part in parts)
