@@ -203,7 +203,7 @@ def test_held_out_items_are_judged_without_the_reverse_of_what_is_trained_on(tmp
     data = hf_xmc.load_lf(tmp_path)
     whole, parts = (data.hold_out(0.4, seed=3, answerable_only=only) for only in (False, True))
     trained = {int(uid) for uid in parts.train["uid"]}
-    assert 0 < len(parts.test) < len(whole.test), "rows with both neighbours in train have nothing to answer"
+    assert 0 < len(parts.test) < len(whole.test), "rows with both neighbors in train have nothing to answer"
     expected = {}
     for uid in map(int, whole.test["uid"]):
         others = [near for near in ((uid - 1) % 20, (uid + 1) % 20) if near not in trained]

@@ -146,7 +146,7 @@ def test_with_row_weight_one_only_the_nearest_training_rows_vote() -> None:
     ids, scores = KnowledgeMemory(rows, truth, LabelIndex(labels), MemoryForm(1.0, 1e-6, 7)).search(queries, 30)
     for query, row_ids, row_scores in zip(queries, ids, scores, strict=True):
         nearest = np.argsort(-(rows @ query))[:7]
-        counts = np.asarray(truth[nearest].sum(0)).ravel() / 7  # at scale 0 every neighbour has the same vote
+        counts = np.asarray(truth[nearest].sum(0)).ravel() / 7  # at scale 0 every neighbor has the same vote
         expected = np.argsort(-counts.round(9), kind="stable")[: (counts > 0).sum()]
         num_voted = len(expected)
         assert sorted(row_ids[:num_voted].tolist()) == sorted(expected.tolist())

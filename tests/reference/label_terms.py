@@ -52,12 +52,12 @@ def slow_label_terms(
 
 
 def slow_mixed_targets(
-    counts: list[list[float]], neighbours: list[dict[int, float]], share: float
+    counts: list[list[float]], neighbors: list[dict[int, float]], share: float
 ) -> list[list[float]]:
-    """(1 - share) counts + share cosine, 1 on the diagonal; neighbours: of each label, id -> cosine."""
+    """(1 - share) counts + share cosine, 1 on the diagonal; neighbors: of each label, id -> cosine."""
     num_labels = len(counts)
     return [
-        [1.0 if i == j else (1 - share) * counts[j][i] + share * neighbours[j].get(i, 0.0) for i in range(num_labels)]
+        [1.0 if i == j else (1 - share) * counts[j][i] + share * neighbors[j].get(i, 0.0) for i in range(num_labels)]
         for j in range(num_labels)
     ]
 
