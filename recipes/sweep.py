@@ -41,6 +41,14 @@ class Sweep(EncoderFields):
     dropout: float = 0.1
     scale: float = 20.0
 
+    def __post_init__(self) -> None:
+        """Refuse a space that nothing can be drawn from."""
+        for name, each in self.space.items():
+            given = each if isinstance(each, dict) else {}
+            ends = [end for end in (given.get("low"), given.get("high")) if isinstance(end, int | float)]
+            if not given.get("choices") and not (len(ends) == 2 and ends[0] < ends[1]):
+                raise ValueError(f"space has {name}: {each}; expected {{low: .., high: ..}} or {{choices: [..]}}")
+
 
 def draw(trial: optuna.Trial, space: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
     """One value for each field of the space."""
@@ -67,7 +75,7 @@ def settings_of(config: Sweep, args: hf_xmc.XMCTrainingArguments, best: Mapping[
     """A config for unidec.py: what the config or the command line set, and what the best trial drew."""
     chosen = {name: value for name, value in asdict(config).items() if name not in OWN_FIELDS and value != []}
     initial = hf_xmc.XMCTrainingArguments(output_dir=args.output_dir).to_dict()
-    left_out = {"output_dir", "learning_rate_mapping", "run_name"}
+    left_out = {"output_dir", "learning_rate_mapping", "run_name", "hub_token"}
     set_here = {name: value for name, value in args.to_dict().items() if initial.get(name) != value}
     chosen |= {name: value for name, value in set_here.items() if name not in left_out}
     return {"output_dir": str(args.output_dir)} | chosen | dict(best)

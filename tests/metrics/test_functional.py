@@ -313,7 +313,10 @@ GOOD = np.array([[0, 1], [1, -1]])
         ("scores have NaN in row 1", lambda: top_k(scores_csr([{0: 1.0}, {2: np.nan}], 3), 1)),
         ("scores are a ndarray", lambda: top_k(np.eye(2), 1)),
         ("scores are float64 (1, 2)", lambda: drop_pairs(GOOD, np.zeros((1, 2)), [(0, 0)])),
-        ("pair 1: (row 2, label id 0) is out of range; there are 2 rows", lambda: drop_pairs(GOOD, GOOD * 0.5, [(0, 0), (2, 0)])),
+        (
+            "pair 1: (row 2, label id 0) is out of range; there are 2 rows",
+            lambda: drop_pairs(GOOD, GOOD * 0.5, [(0, 0), (2, 0)]),
+        ),
         ("pairs are int64 (3,)", lambda: drop_pairs(GOOD, GOOD * 0.5, [0, 1, 2])),
         ("a, b are 0.5, 0", lambda: inverse_propensities([[0]], 0.5, 0)),
         ("no positive label in any row", lambda: inverse_propensities([[], []], 0.5, 1.5, num_labels=2)),

@@ -83,3 +83,60 @@ def test_a_folder_without_results_is_refused(tmp_path: Path) -> None:
     (tmp_path / "metrics.json").write_text('{"metrics": {}}')
     with pytest.raises(ValueError, match="no results of the test split"):
         write_model_card(tmp_path, "x")
+
+
+EVIL = [
+    "x: y\n---\nlicense: mit",
+    "<script>alert(1)</script>",
+    "[click](javascript:alert(1))",
+    "<javascript:alert(1)>",
+    "![x](http://example.org/x.png)",
+    "# A heading",
+    "a | b | c",
+    "```\nimport os\n```",
+    "../../outside",
+    "/absolute/path",
+    "a/b",
+    "{{ 7 * 7 }}",
+    "- item\n\n## Heading",
+]
+
+
+@pytest.mark.parametrize("evil", EVIL)
+def test_names_and_texts_of_a_run_are_shown_and_do_nothing(evil: str, run: Path, tmp_path: Path) -> None:
+    """In the name of the data set, its texts, lines of the results, settings, notes, method and licence."""
+    record = json.loads((run / "metrics.json").read_text())
+    record["data"] |= {"name": evil, "example": evil, "source": evil, "licence": evil}
+    record["tests"] = {evil if line == "by words" else line: test for line, test in record["tests"].items()}
+    record["all_metrics"] = {evil if line == "by words" else line: m for line, m in record["all_metrics"].items()}
+    record |= {"notes": [evil], "hardware": evil, "citations": [evil]}
+    record["config"] |= {"encoder": "static", "labels": evil, evil: "value"}
+    folder = tmp_path / "card" / "inner"
+    folder.mkdir(parents=True)
+    (folder / "metrics.json").write_text(json.dumps(record))
+    write_model_card(folder, evil, licence="mit")
+    written = {path.relative_to(tmp_path) for path in tmp_path.rglob("*") if path.is_file()}
+    assert all(path.parts[:2] == ("card", "inner") for path in written) and len(written) == 4
+    assert not Path("/absolute").exists()
+    data = ModelCard.load(folder / "README.md").data
+    assert data.license == "mit" and data.datasets == [" ".join(evil.split())]
+    body = (folder / "README.md").read_text().split("\n---\n", 1)[1]
+    outside = re.sub(r"```\w*\n.*?\n```", "", body, flags=re.DOTALL)
+    assert (
+        "<script" not in outside and "<javascript" not in outside and "](javascript" not in outside.replace("\\]", "")
+    )
+    assert "](http://example" not in outside.replace("\\]", "") and "import os\n" not in outside
+    assert [line for line in outside.splitlines() if line.startswith("## ")] == [
+        "## Use", "## Results", "## Training", "## Limits", "## Licence", "## Citation",
+    ]  # fmt: skip
+    titles = [line for line in outside.splitlines() if line.startswith("# ")]
+    assert len(titles) == 1 and outside.count("- # ") == 0
+    rows = [line for line in outside.splitlines() if line.startswith("| ") and " [" in line]
+    assert rows and all(len(re.findall(r"(?<!\\)\|", line)) == 11 for line in rows)
+    for block in re.findall(r"```python\n(.*?)\n```$", body, re.DOTALL | re.MULTILINE):
+        compile(block, "card", "exec")
+
+
+def test_a_name_that_no_repo_can_have_is_refused(run: Path) -> None:
+    with pytest.raises(ValueError, match="Repo id must"):
+        write_model_card(run, "x", repo_id='me/books"); import os; ("')

@@ -5,11 +5,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from toys import TINY, make_words_data
+from toys import ROOT, TINY, make_words_data
 
 import hf_xmc
 from hf_xmc.runs import record as run_record
 from hf_xmc.runs.baselines import tfidf_zero_shot
+from hf_xmc.runs.portable import portable
 from hf_xmc.runs.record import RunRecord, metrics_table
 
 
@@ -93,6 +94,61 @@ def test_a_run_from_a_command_line_that_was_handed_in_records_that_one(tmp_path:
         "--config",
         "some.yaml",
     ]
+
+
+def test_metrics_hold_no_token_and_no_folder_of_the_machine(tmp_path: Path) -> None:
+    home = tmp_path / "me and you" / "lf-books"
+    words = [
+        str(ROOT / "recipes" / "dexml.py"), f"--config={ROOT}/recipes/configs/default/dexml.yaml", "--data_dir",
+        str(home), f"output_dir={tmp_path}/out", "hub_token=hf_AbCdEfGhIjKlMnOp", "--hub_token", "plain-word",
+        "token_dropout=0.1", "hub_model_id=me/books", "learning_rate=1e-3",
+    ]  # fmt: skip
+    secret = "hf_QrStUvWxYzAbCdEf"
+    args = hf_xmc.XMCTrainingArguments(output_dir=str(tmp_path / "out"), hub_token=secret, report_to="none")
+    config = args.to_dict() | {
+        "data_dir": str(home), "encoder": "~/models/mine",
+        "own": {"deep": [f"file://{tmp_path}/x.json", "a/b", "7/8"]},
+        "hub_token": secret, "api_key": "abc", "url": "https://me:pass@example.org/a", "hf": f"use {secret} here",
+    }  # fmt: skip
+    record = RunRecord(config, words)
+    record.notes.append(f"calibration: none, {tmp_path}/q.json: no such file")
+    record.write(tmp_path / "metrics.json", {})
+    text = (tmp_path / "metrics.json").read_text()
+    for hidden in (str(tmp_path), str(ROOT), "me and you", "hf_AbC", secret, "plain-word", "abc", "me:pass", "~/"):
+        assert hidden not in text, hidden
+    written = json.loads(text)
+    assert written["command"] == [
+        "recipes/dexml.py", "--config=recipes/configs/default/dexml.yaml", "--data_dir", "lf-books", "output_dir=out",
+        "hub_token=<hidden>", "--hub_token", "<hidden>", "token_dropout=0.1", "hub_model_id=me/books",
+        "learning_rate=1e-3",
+    ]  # fmt: skip
+    kept = written["config"]
+    assert (kept["data_dir"], kept["encoder"], kept["hub_token"]) == ("lf-books", "mine", "<hidden>")
+    assert kept["own"] == {"deep": ["x.json", "a/b", "7/8"]} and kept["url"] == "https://<hidden>@example.org/a"
+    assert kept["token_dropout"] == 0.0 and kept["learning_rate"] == 5e-5 and kept["include_num_input_tokens_seen"]
+    assert written["notes"] == ["calibration: none, q.json: no such file"]
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("C:\\Users\\me\\books", "books"),
+        ("\\\\server\\share\\books", "books"),
+        ("d=/home/me/x, e=/home/me/y", "d=x, e=y"),
+        ("(/home/me/x.json)", "(x.json)"),
+        ("https://huggingface.co/me/books", "https://huggingface.co/me/books"),
+        ("s3://bucket/books", "s3://bucket/books"),
+        ("AC/DC, 9/10, and / or </s>", "AC/DC, 9/10, and / or </s>"),
+        ("recipes/dexml.py", "recipes/dexml.py"),
+        ("ghp_0123456789abcdefghijkl", "<hidden>"),
+        ("sk-0123456789abcdefghijkl", "<hidden>"),
+        ("AKIA0123456789ABCDEF", "<hidden>"),
+        ("eyJhbGciOiJIUzI1.eyJzdWIiOiIxMjM0.abc", "<hidden>"),
+        ("half_time, chf_20", "half_time, chf_20"),
+    ],
+)
+def test_what_is_a_path_or_a_token(text: str, expected: str) -> None:
+    assert portable(text) == expected
 
 
 def test_a_ranking_with_every_answer_wrong_scores_zero(tiny: hf_xmc.XMCDataset) -> None:

@@ -20,6 +20,7 @@ from transformers.trainer import TRAINER_STATE_NAME
 from hf_xmc.data.catalog import find_benchmark
 from hf_xmc.data.dataset import XMCDataset
 from hf_xmc.data.lf.load import load_lf
+from hf_xmc.runs.settings import checked_settings
 from hf_xmc.training.arguments import XMCTrainingArguments
 
 if TYPE_CHECKING:
@@ -46,7 +47,8 @@ def read_recipe_config(
         The recipe's own fields and the training arguments.
 
     Raises:
-        ValueError: naming a file that is missing or no mapping, or a field that neither class has.
+        ValueError: naming a file that is missing, no YAML or no mapping, a field that neither class has, or a value
+            of another type or no choice of it.
     """
     parser = argparse.ArgumentParser(description=description)
     parser.add_argument("--config", help="YAML file with fields of the recipe and of XMCTrainingArguments")
@@ -61,16 +63,20 @@ def read_recipe_config(
         name, equals, value = override.partition("=")
         if not equals:
             raise ValueError(f"expected field=value, got {override!r}")
-        values[name] = yaml.safe_load(value)
+        values[name] = _parsed(value, f"{name}={value}")
     # YAML reads a bare no as false.
-    values |= {name: "no" for name, value in values.items() if name.endswith("_strategy") and value is False}
-    known = {f.name for cls in (recipe_arguments, XMCTrainingArguments) for f in fields(cls)}
-    if unknown := sorted(set(values) - known):
+    values |= {name: "no" for name, value in values.items() if str(name).endswith("_strategy") and value is False}
+    classes: Any = (recipe_arguments, XMCTrainingArguments)
+    known = {f.name for cls in classes for f in fields(cls)}
+    if unknown := sorted(str(name) for name in values if name not in known):
         own = sorted(f.name for f in fields(recipe_arguments))
         raise ValueError(f"unknown field(s) {unknown}; the recipe has {own} and all fields of XMCTrainingArguments")
+    values = checked_settings(values, classes)
     share_cores()
-    classes: Any = (recipe_arguments, XMCTrainingArguments)
-    return cast("tuple[T, XMCTrainingArguments]", HfArgumentParser(classes).parse_dict(values))
+    try:
+        return cast("tuple[T, XMCTrainingArguments]", HfArgumentParser(classes).parse_dict(values))
+    except (TypeError, KeyError, AttributeError, RuntimeError, ImportError, OSError) as error:
+        raise ValueError(f"these settings make no training arguments: {type(error).__name__} {error}") from error
 
 
 def load_data(folder: str | Path, fields: Sequence[str], label_fields: Sequence[str]) -> tuple[XMCDataset, list[str]]:
@@ -154,9 +160,22 @@ def _read_yaml(path: str | Path) -> dict[str, Any]:
     if not Path(path).is_file():
         raise ValueError(f"--config {path}: no such file")
     try:
-        values = yaml.safe_load(Path(path).read_text(encoding="utf8"))
-    except yaml.YAMLError as error:
-        raise ValueError(f"--config {path} is no YAML: {error}") from error
+        text = Path(path).read_text(encoding="utf8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ValueError(f"--config {path} cannot be read as UTF-8: {error}") from error
+    values = _parsed(text, f"--config {path}")
     if not isinstance(values, dict):
         raise ValueError(f"--config {path}: expected a mapping of fields, got {type(values).__name__}")
     return values
+
+
+def _parsed(text: str, where: str) -> Any:
+    try:
+        return yaml.safe_load(text)
+    except (
+        yaml.YAMLError,
+        ValueError,
+        TypeError,
+        RecursionError,
+    ) as error:  # a date that is none, a key that is a list
+        raise ValueError(f"{where} is no YAML: {str(error) or type(error).__name__}") from error

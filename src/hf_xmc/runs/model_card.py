@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import html
 import importlib.util
 import json
+import re
 from collections.abc import Mapping
 from dataclasses import fields
 from pathlib import Path
@@ -11,6 +13,7 @@ from typing import Any
 
 import yaml
 from huggingface_hub import EvalResult, EvalResultEntry, ModelCard, ModelCardData, eval_result_entries_to_yaml
+from huggingface_hub.utils import validate_repo_id
 from sentence_transformers import SentenceTransformerTrainingArguments
 
 from hf_xmc.metrics.frequency import FrequencyBin
@@ -53,9 +56,11 @@ def write_model_card(
         The card.
 
     Raises:
-        ValueError: if the folder has no metrics.json, or one without tested lines.
+        ValueError: if the folder has no metrics.json, or one without tested lines, or ``repo_id`` is none of the Hub.
     """
     folder = Path(folder)
+    if repo_id is not None:
+        validate_repo_id(repo_id)
     if not (folder / METRICS_FILE).is_file():
         raise ValueError(f"{folder} has no {METRICS_FILE}; a recipe writes it with RunRecord.write")
     run = json.loads((folder / METRICS_FILE).read_text(encoding="utf8"))
@@ -68,25 +73,26 @@ def write_model_card(
     if draws:
         plot_head_to_tail(bins, folder / PICTURE, k=5)
     data, encoder = run["data"], run["config"].get("encoder", "static")
+    name = one_line(data["name"])
     static = encoder == "static"
     card_data = ModelCardData(
         library_name="sentence-transformers",
         pipeline_tag="sentence-similarity",
         license=licence,
         base_model=None if static else _BASES.get(encoder, encoder),
-        datasets=[data["name"]],
+        datasets=[name],
         metrics=["precision", "recall", "ndcg"],
         tags=["hf_xmc", "xmc-retrieval", "extreme-multi-label-classification", "sentence-transformers"],
-        model_name=f"{method} on {data['name']}",
+        model_name=one_line(f"{method} on {name}"),
         eval_results=model_index(run),
     )
     card = ModelCard.from_template(
         card_data,
         template_path=str(TEMPLATE),
-        method=method,
-        repo_id=repo_id or f"you/{data['name']}-{method.lower()}",
-        licence=licence,
-        data=data,
+        method=plain(method),
+        repo_id=repo_id or f"you/{file_name(name)}-{file_name(method.lower())}",
+        licence=plain(licence),
+        data=data | {key: plain(data[key]) for key in ("name", "source", "licence") if key in data},
         static=static,
         results=results_table(run["tests"]),
         settings=settings_table(run["config"]),
@@ -97,12 +103,13 @@ def write_model_card(
         tail=100 * published[-1].recall,
         wrong=100 * (1 - run["metrics"]["precision@1"]),
         seconds=run["seconds"]["total"],
-        **{key: run[key] for key in ("hardware", "world_size", "peak_memory_gib", "commit", "dirty", "versions")},
-        notes=run["notes"],
-        citations=run["citations"],
+        hardware=plain(run["hardware"]),
+        **{key: run[key] for key in ("world_size", "peak_memory_gib", "commit", "dirty", "versions")},
+        notes=[plain(note) for note in run["notes"]],
+        citations=[citation.replace("```", "") for citation in run["citations"]],
     )
     card.save(folder / CARD_FILE)
-    entries = folder / ".eval_results" / f"{data['name']}.yaml"
+    entries = folder / ".eval_results" / f"{file_name(name)}.yaml"
     entries.parent.mkdir(exist_ok=True)
     entries.write_text(yaml.safe_dump(eval_result_entries_to_yaml(eval_entries(run)), sort_keys=False), "utf8")
     return card
@@ -110,7 +117,7 @@ def write_model_card(
 
 def model_index(run: Mapping[str, Any]) -> list[EvalResult]:
     """The metrics of the published model as the ``model-index`` of a card's metadata, values in [0, 1]."""
-    name = run["data"]["name"]
+    name = one_line(run["data"]["name"])
     return [
         EvalResult(
             task_type="text-retrieval",
@@ -128,7 +135,7 @@ def model_index(run: Mapping[str, Any]) -> list[EvalResult]:
 
 def eval_entries(run: Mapping[str, Any]) -> list[EvalResultEntry]:
     """The same as entries of ``.eval_results/*.yaml``."""
-    name, constants = run["data"]["name"], run["data"]["propensity"]
+    name, constants = one_line(run["data"]["name"]), run["data"]["propensity"]
     return [
         EvalResultEntry(
             dataset_id=name,
@@ -148,7 +155,7 @@ def results_table(tests: Mapping[str, Any]) -> str:
         for metric in _SHOWN:
             value, *ends = (f"{100 * number:.2f}" for number in test["metrics"][metric])
             cells.append(f"{value} [{', '.join(ends)}]" if ends else value)
-        lines.append(f"| {name} | " + " | ".join(cells) + " |")
+        lines.append(f"| {plain(name)} | " + " | ".join(cells) + " |")
     return "\n".join(lines)
 
 
@@ -157,7 +164,7 @@ def settings_table(config: Mapping[str, Any]) -> str:
     hidden = {field.name for field in fields(SentenceTransformerTrainingArguments)} - set(_TRAINING)
     hidden |= {"data_dir", "output_dir"}
     shown = {name: value for name, value in config.items() if name not in hidden and value not in (None, [], {}, "")}
-    return "\n".join(["| | |", "|---|---|", *(f"| {name} | {_cell(value)} |" for name, value in shown.items())])
+    return "\n".join(["| | |", "|---|---|", *(f"| {plain(name)} | {_cell(value)} |" for name, value in shown.items())])
 
 
 def title_of(metric: str) -> str:
@@ -166,5 +173,21 @@ def title_of(metric: str) -> str:
     return f"{_NAMES.get(name, name)}@{cut}"
 
 
+def plain(text: Any) -> str:
+    """One line of Markdown that shows a text as it stands: no HTML, link, code, table or heading of its own."""
+    line = re.sub(r"([\\`\[\]|])", r"\\\1", html.escape(one_line(text), quote=False))
+    return re.sub(r"^([#+*=-])", r"\\\1", line)
+
+
+def one_line(text: Any) -> str:
+    """A text on one line, as front matter takes it."""
+    return " ".join(str(text).split())
+
+
+def file_name(text: Any) -> str:
+    """A text as the name of a file in this folder, of the characters that the Hub takes."""
+    return re.sub(r"[^\w.-]+", "-", str(text), flags=re.ASCII).strip("-.") or "data"
+
+
 def _cell(value: Any) -> str:
-    return " + ".join(map(str, value)) if isinstance(value, list) else str(value)
+    return plain(" + ".join(map(str, value)) if isinstance(value, list) else value)

@@ -21,6 +21,7 @@ import torch
 from hf_xmc.data.dataset import XMCDataset
 from hf_xmc.evaluation.evaluator import XMCEvaluator
 from hf_xmc.metrics.frequency import frequency_bins
+from hf_xmc.runs.portable import portable, portable_command
 
 try:
     import resource
@@ -121,7 +122,7 @@ class RunRecord:
             spent["cpu"] += cpu_seconds() - cpu
 
     def write(self, path: str | Path, metrics: Mapping[str, float]) -> None:
-        """Write metrics.json: everything that a row of results.yaml or a model card needs.
+        """Write metrics.json: everything that a row of results.yaml or a model card needs, but no token and no path.
 
         Args:
             path: The file.
@@ -135,7 +136,7 @@ class RunRecord:
             "all_metrics": self.metrics,
             "gains": self.gains,
             "costs": self.costs,
-            "command": self.command,
+            "command": portable_command(self.command),
             **commit(),
             "seed": self.config.get("seed"),
             "seconds": self.seconds | {"total": total},
@@ -145,8 +146,8 @@ class RunRecord:
             "versions": {"python": platform.python_version()} | {name: version(name) for name in PACKAGES},
             "data": self.data,
             "citations": self.citations,
-            "notes": self.notes,
-            "config": self.config,
+            "notes": portable(self.notes),
+            "config": portable(self.config),
         }
         scratch = Path(f"{path}.part")
         scratch.write_text(json.dumps(record, indent=2, default=str), encoding="utf8")

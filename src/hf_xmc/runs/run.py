@@ -17,6 +17,22 @@ from hf_xmc.runs.model_card import METRICS_FILE, write_model_card
 from hf_xmc.runs.record import RunRecord
 
 _SHIPPED = "lf-gutenberg-science-tiny"
+_ANY, _SMALLEST = float("inf"), 1e-9
+# Field of a recipe -> the least value, and what it must stay below.
+_RANGES = {
+    "hold_out": (0, 1),
+    "max_seq_length": (1, _ANY),
+    "dropout": (0, 1),
+    "scale": (_SMALLEST, _ANY),
+    "mini_batch_size": (1, _ANY),
+    "dimension": (1, _ANY),
+    "encoder_dimension": (1, _ANY),
+    "table_dimension": (1, _ANY),
+    "symmetric_weight": (0, 1 + _SMALLEST),
+    "bce_weight": (0, _ANY),
+    "in_batch_weight": (0, _ANY),
+    "num_trials": (1, _ANY),
+}
 
 
 @dataclass
@@ -32,6 +48,17 @@ class DataFields:
     data_dir: str = ""
     fields: list[str] = field(default_factory=list)
     label_fields: list[str] = field(default_factory=list)
+
+    def check_ranges(self) -> None:
+        """Refuse numbers outside the range of the field of that name, before any data is read.
+
+        Raises:
+            ValueError: Naming the field.
+        """
+        for name, (least, below) in _RANGES.items():
+            value = getattr(self, name, None)
+            if value is not None and not least <= value < below:
+                raise ValueError(f"{name} is {value}; expected a number in [{least}, {below})")
 
 
 @dataclass
@@ -85,6 +112,7 @@ class Run(Generic[Fields]):
         folder = Path(recipe).parent
         default = default or folder / "configs" / "default" / f"{Path(recipe).stem}.yaml"
         self.config, self.args = read_recipe_config(settings, description or "", argv, default)
+        self.config.check_ranges()
         self.config.data_dir = self.config.data_dir or str(folder / "data" / _SHIPPED)
         command = sys.argv if argv is None else [recipe, *argv]
         self.record = RunRecord(asdict(self.config) | self.args.to_dict(), command)
