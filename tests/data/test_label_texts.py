@@ -50,6 +50,10 @@ def forms(folder) -> dict:
         "columns": TABLE,
         "rows": frame.to_dict("records"),
         "annif's names": pa.table({"uri": UIDS, "label": NAMES}),
+        "predict's names": [{"label": name, "label_id": uid} for uid, name in zip(UIDS, NAMES, strict=True)],
+        "id": frame.rename(columns={"uid": "id"}),
+        "index": frame.set_index("uid"),
+        "series": frame.set_index("uid")["text"],
         "str path": str(folder / "table.csv"),
     }
 
@@ -100,6 +104,23 @@ def test_numbers_are_uids_where_all_uids_are_numbers_and_row_numbers_elsewhere()
     assert found([[1], [0]], pa.table(TABLE)) == found([["1"], ["0"]], NAMES) == [["sea"], ["war"]]
     assert read([[1]], pa.table(TABLE)).labels["uid"][:] == UIDS
     assert found([["1984"]], ["2001", "1984"]) == [["1984"]]
+
+
+@pytest.mark.parametrize("name", ["uid", "uri", "id", "label_id"])
+def test_numbers_in_a_column_or_index_of_ids_are_no_row_numbers(name):
+    frame = pd.DataFrame({name: [3, 1, 2, 0], "text": ["n3", "n1", "n2", "n0"]})
+    indexed = frame.set_index(name)
+    for label_texts in (frame, frame.to_dict("records"), frame.to_dict("list"), indexed, indexed["text"]):
+        assert found([[3], [0, 1]], label_texts) == [["n3"], ["n0", "n1"]]
+    assert found([[3], [1]], frame.sort_values(name)["text"][:2]) == [["n0"], ["n1"]]
+    assert found([["n2"], ["n0"]], indexed) == found([["n2"], ["n0"]], indexed["text"]) == [["n2"], ["n0"]]
+    twice = pd.Series(["a", "b"], index=[7, 7])
+    for label_texts, told in (
+        (twice, "a map in which 7 stands twice"),
+        (twice.to_frame("text"), "are the same uid: 7"),
+    ):
+        with pytest.raises(ValueError, match=told):
+            found([[7]], label_texts)
 
 
 def test_texts_name_labels_of_a_table_that_has_uids():

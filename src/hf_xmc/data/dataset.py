@@ -267,14 +267,14 @@ class XMCDataset:
             text: The column of the query text, or several to be joined by a space.
             labels: The column of a row's label or labels: a list, a string that is one as JSON or Python writes it, or
                 a multi-hot row. A label is a string, a whole number, or a dict with its own "text" (or "label") and
-                perhaps a "uid" (or "uri") to be known by.
+                perhaps a "uid" (or "uri", "id", "label_id") to be known by.
             test: The test table; none leaves the test split empty, to be filled by :meth:`hold_out`.
             label_texts: All labels in the order of their ids: a list of texts, a map of uid to text (or of text to
-                id), a table with ``text`` and perhaps ``uid``, or a file of any of them or of a SKOS vocabulary (see
-                :func:`~hf_xmc.data.read_skos`). Labels are looked up among the uids, else among the texts, else taken
-                for row numbers; whole numbers are row numbers unless all uids are numbers. Without it the labels of
-                train, in ascending order, have the first ids, whatever the order of the rows; a number is then known
-                by itself and its text is its digits.
+                id), a table with ``text`` and perhaps a uid, in a column or as the index of a frame, or a file of any
+                of them or of a SKOS vocabulary (see :func:`~hf_xmc.data.read_skos`). Labels are looked up among the
+                uids, the texts or the row numbers, whichever know most of them; whole numbers are row numbers unless
+                all uids are numbers. Without it the labels of train, in ascending order, have the first ids, whatever
+                the order of the rows; a number is then known by itself and its text is its digits.
             unseen: "drop" leaves out labels that ``label_texts`` lacks, and labels of test that train lacks; "keep"
                 adds the former, known by themselves, and makes the latter zero-shot labels with the last ids. None
                 keeps the latter and refuses the former. What is left out or added is counted in a warning.

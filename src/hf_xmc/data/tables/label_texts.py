@@ -28,8 +28,9 @@ def read_label_texts(source: Any) -> GivenLabels:
     Args:
         source: A list, array or column of texts; a map of uid to text (``id2label``) or of text to whole number
             (``label2id``), in the order of their numbers where they have them; a table with ``text`` and perhaps
-            ``uid``; a ClassLabel; or a file: such a table, one text a line (``.txt``), a map or a ``config.json`` in
-            JSON, or a SKOS vocabulary.
+            ``uid`` (or ``uri``, ``id``, ``label_id``); a pandas series or frame, whose index is the uids unless it
+            is 0, 1, 2 ...; a ClassLabel; or a file: such a table, one text a line (``.txt``), a map or a
+            ``config.json`` in JSON, or a SKOS vocabulary.
 
     Raises:
         ValueError: For anything else, or a text that is none; its place and type are named.
@@ -44,14 +45,23 @@ def read_label_texts(source: Any) -> GivenLabels:
         }
     if isinstance(source, Mapping):
         is_table = source and all(isinstance(column, list | tuple) for column in source.values())
-        given = _of_table(_table_of_columns(source)) if is_table else _of_map(source)
+        given = _of_table(_table_of_columns(source)) if is_table else _of_map(list(source), list(source.values()))
     elif isinstance(source, datasets.Dataset | pa.Table) or hasattr(source, "columns"):
+        if _has_index(source) and not {*UID_NAMES} & {*source.columns}:
+            source = source.assign(uid=source.index)
         given = _of_table(read_table(source, None, WHERE))
+    elif _has_index(source):
+        given = _of_map(source.index.tolist(), source.tolist())
     else:
         given = GivenLabels(_texts(source))
     if not len(given.texts):
         raise ValueError(f"{WHERE} is empty; expected at least one text")
     return given
+
+
+def _has_index(source: Any) -> bool:
+    """Whether it is a pandas series or frame whose rows are known by something else than their numbers."""
+    return hasattr(source, "iloc") and source.index.tolist() != list(range(len(source)))
 
 
 def _texts(texts: Any) -> pa.Array:
@@ -65,8 +75,7 @@ def _texts(texts: Any) -> pa.Array:
         raise ValueError(f"{WHERE}: {error}") from error
 
 
-def _of_map(source: Mapping[Any, Any]) -> GivenLabels:
-    texts, uids = list(source.values()), list(source)
+def _of_map(uids: list[Any], texts: list[Any]) -> GivenLabels:
     if texts and all(map(is_integer, texts)):
         texts, uids = uids, texts
     if wrong := [uid for uid in uids if not isinstance(uid, str) and not is_integer(uid)]:

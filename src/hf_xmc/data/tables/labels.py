@@ -36,8 +36,8 @@ class LabelLists:
 def label_lists(entries: Entries, where: Place) -> LabelLists:
     """The key and the text of every label.
 
-    A label is a string, a whole number, or a dict with its own "text" (or "label") and perhaps a "uid" (or "uri") to
-    be known by. A URI in angle brackets is the URI.
+    A label is a string, a whole number, or a dict with its own "text" (or "label") and perhaps a "uid" (or "uri",
+    "id", "label_id") to be known by. A URI in angle brackets is the URI.
 
     Raises:
         ValueError: If labels are something else.
@@ -68,7 +68,7 @@ def label_lists(entries: Entries, where: Place) -> LabelLists:
     return LabelLists(entries.num_rows, entries.rows, keys, keys)
 
 
-TEXT_NAMES, UID_NAMES = ("text", "label"), ("uid", "uri")
+TEXT_NAMES, UID_NAMES = ("text", "label"), ("uid", "uri", "id", "label_id")
 
 
 def as_strings(column: pa.Array, where: str) -> pa.Array:
