@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -79,3 +82,24 @@ def test_a_killed_run_goes_on_from_what_it_pushed_and_ends_with_the_same_numbers
     pushed = fake_hub.files("user/run")
     assert json.loads(pushed["last-checkpoint/trainer_state.json"])["global_step"] == 8
     assert {"modules.json", "xmc_config.json", "last-checkpoint/optimizer.pt"} <= set(pushed)
+
+
+@pytest.mark.slow
+def test_two_processes_evaluate_keep_the_best_epoch_and_train_again(tmp_path: Path) -> None:
+    worker = Path(__file__).with_name("trainer_worker.py")
+    paths = os.pathsep.join([str(ROOT / "tests"), str(ROOT / "src")])
+    done = subprocess.run(
+        [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--rdzv_backend", "c10d",
+         "--rdzv_endpoint", "localhost:0", str(worker), str(tmp_path)],
+        env=os.environ | {"OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true", "PYTHONPATH": paths},
+        capture_output=True, text=True,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert "Could not load the best model" not in done.stdout + done.stderr
+    ranks = [json.loads((tmp_path / f"rank{rank}.json").read_text()) for rank in range(2)]
+    for kind in ("static", "classifier"):
+        first, second = (rank[kind] for rank in ranks)
+        assert first["world_size"] == 2 and first["losses"] == second["losses"]
+        assert first["losses"][-1] == pytest.approx(first["best"], abs=1e-5)
+        assert first["losses"][1] < first["losses"][0] and first["weights"] == second["weights"]
+        assert json.loads((tmp_path / "classifier" / "checkpoint-12" / "xmc_config.json").read_text())["modules"]

@@ -128,6 +128,11 @@ class RowSparseTrainer(SentenceTransformerTrainer):
         self.flush_optimizer()
         return super().evaluation_loop(*args, **kwargs)
 
+    def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
+        # All ranks come here, and the host lets all of them write into one folder.
+        if self.args.should_save:
+            super()._save(output_dir, state_dict)
+
     def _save_checkpoint(self, *args: Any, **kwargs: Any) -> None:
         self.flush_optimizer()
         super()._save_checkpoint(*args, **kwargs)

@@ -16,6 +16,7 @@ from transformers.trainer_utils import PredictionOutput, TrainOutput
 
 from hf_xmc.data.columns import column_of
 from hf_xmc.data.dataset import XMCDataset
+from hf_xmc.distributed import is_distributed
 from hf_xmc.encoders.encoder import XMCEncoder
 from hf_xmc.encoders.prompts import prompt_of
 from hf_xmc.encoders.tokens import TokenizedTexts
@@ -281,6 +282,9 @@ class XMCTrainer(RowSparseTrainer):
 
     def train(self, *args: Any, **kwargs: Any) -> TrainOutput:
         """As the host's; what serves the training alone is given back when it ends, however it ends."""
+        if is_distributed() and self.model_wrapped is self.model:
+            # accelerate takes a model that was evaluated for one that is wrapped already, and the ranks would part.
+            vars(self.model).pop("_is_accelerate_prepared", None)
         try:
             return super().train(*args, **kwargs)
         finally:
@@ -289,6 +293,7 @@ class XMCTrainer(RowSparseTrainer):
 
     def _finalize_training(self, *args: Any, **kwargs: Any) -> Any:
         self.flush_optimizer()
+        self.accelerator.wait_for_everyone()  # the best checkpoint may be the one that is being written
         result = super()._finalize_training(*args, **kwargs)
         if isinstance(self.model, XMCEncoder) and self.model.fold():
             # What knew the parameters that are gone.
