@@ -163,12 +163,26 @@ def test_ids_are_ids():
         ([[0, 1, 0, 1], [1, 0, 0]], "wxyz", "rows of 3 or 4 numbers that are 0 or 1"),
         ([[0.0, 1.0, 0.5]], "wxy", "labels are double"),
         ([[1, 4]], "wxyz", "row 0: label 4 is not among the 4 label_texts"),
-        ([[1, -1]], "wxyz", "row 0: label -1 is not among the 4 label_texts"),
+        ([[-1, 1, -1], [1, 1, -1]], "wxy", "rows of -1 and 1; expected 0 and 1 in multi-hot rows"),
+        ([[-1.0, 1.0, -1.0]], None, "rows of -1 and 1"),
+        ([[2, -1], [1, -3]], "wxyz", "train, row 1, column 'labels': label -3 is below 0; expected ids, -1 for none"),
+        ([[2, -1], [1, -3]], None, "label -3 is below 0"),
     ],
 )
 def test_rows_that_might_be_either_or_neither_are_refused(rows, names, message):
     with pytest.raises(ValueError, match=message):
         labels_of(rows, label_texts=names and list(names))
+
+
+@pytest.mark.parametrize(("names", "expected"), [(None, "0123"), ("wxyz", "wxyz")])
+def test_minus_one_pads_a_list_and_is_no_label(names, expected):
+    rows, told = [[2, -1, -1], [0, 1, 3], [-1, -1, -1]], "5 labels are -1, which stands for none"
+    expected = [[expected[2]], [expected[0], expected[1], expected[3]], []]
+    with pytest.warns(UserWarning, match=told):
+        assert labels_of(rows, label_texts=names and list(names)) == expected
+    with pytest.warns(UserWarning, match="1 labels are -1"):
+        assert labels_of([3, -1], label_texts=names and list(names)) == [expected[1][2:], []]
+    assert labels_of([["2", "-1"]]) == [["2", "-1"]]
 
 
 @settings(max_examples=100, deadline=None)

@@ -106,6 +106,13 @@ def test_numbers_are_uids_where_all_uids_are_numbers_and_row_numbers_elsewhere()
     assert found([["1984"]], ["2001", "1984"]) == [["1984"]]
 
 
+def test_a_text_that_is_also_a_uid_names_its_own_label():
+    countries = pa.table({"uid": ["IN", "PE", "XX"], "text": ["India", "Peru", "IN"]})
+    assert found([["India"], ["IN"]], countries) == [["India"], ["IN"]]
+    assert found([["PE"], ["IN"]], countries) == [["Peru"], ["India"]]
+    assert found([["IN"]], countries) == [["India"]], "uids come first where both know as many"
+
+
 @pytest.mark.parametrize("name", ["uid", "uri", "id", "label_id"])
 def test_numbers_in_a_column_or_index_of_ids_are_no_row_numbers(name):
     frame = pd.DataFrame({name: [3, 1, 2, 0], "text": ["n3", "n1", "n2", "n0"]})
@@ -137,7 +144,7 @@ def test_texts_name_labels_of_a_table_that_has_uids():
         (["war", "\ud800"], "label_texts: the text at place 1 is no valid Unicode"),
         (pa.array(["war", None]), "got NoneType at place 1"),
         (pa.array([1, 2]), "got int at place 0"),
-        (np.array([["war"], ["sea"]]), "got ndarray at place 0"),
+        (np.array([["war"], ["sea"]]), "got ndarray"),
         ([("q7", "war")], "got tuple at place 0"),
         ({"war", "sea"}, "label_texts: texts must be a list of str, got set"),
         (b"war", "got bytes"),

@@ -151,9 +151,10 @@ def without_multi_hot(parts: Mapping[str, Entries], num_labels: int | None) -> d
         num_labels: The labels there are, None if unknown.
 
     Raises:
-        ValueError: If every row is a 0 and a 1, so that nothing tells, the rows differ in length, or the length is
-            not the number of labels.
+        ValueError: If every row is a 0 and a 1, so that nothing tells, the rows differ in length, the length is not
+            the number of labels, or the rows are of -1 and 1.
     """
+    _refuse_signs(parts)
     found = {split: _zeros_and_ones(part.values) for split, part in parts.items()}
     digits = {split: values for split, values in found.items() if values is not None}
     lengths = np.concatenate([np.bincount(part.rows, minlength=part.num_rows) for part in parts.values()])
@@ -170,6 +171,15 @@ def without_multi_hot(parts: Mapping[str, Entries], num_labels: int | None) -> d
         told += f", and there are {num_labels} labels" if num_labels else ""
         raise ValueError(f"{told}; expected one number a label in every row, or lists of ids without repeats")
     return {split: _ones(part, digits[split], widths[0]) for split, part in parts.items()}
+
+
+def _refuse_signs(parts: Mapping[str, Entries]) -> None:
+    """Refuse rows of several values where all of them are -1 or 1."""
+    numbers = pa.types.is_integer, pa.types.is_floating
+    values = [part.values.unique() for part in parts.values() if any(known(part.values.type) for known in numbers)]
+    several = any(np.bincount(part.rows).max(initial=0) > 1 for part in parts.values())
+    if several and {value for own in values for value in own.to_pylist()} == {-1, 1}:
+        raise ValueError("labels are rows of -1 and 1; expected 0 and 1 in multi-hot rows, or lists of ids")
 
 
 def _zeros_and_ones(values: pa.Array) -> np.ndarray | None:

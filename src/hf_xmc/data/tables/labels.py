@@ -58,7 +58,8 @@ def label_lists(entries: Entries, where: Place) -> LabelLists:
         given = pc.coalesce(*texts) if texts else pa.nulls(len(keys), pa.string())
         return LabelLists(entries.num_rows, entries.rows, without_brackets(keys), given)
     if pa.types.is_integer(values.type):
-        return LabelLists(entries.num_rows, entries.rows, values.cast(pa.int64()), values.cast(pa.string()))
+        rows, values = _without_pads(entries, where)
+        return LabelLists(entries.num_rows, rows, values.cast(pa.int64()), values.cast(pa.string()))
     if not pa.types.is_string(values.type):
         told = "expected strings, whole numbers, or dicts with a 'text'"
         if pa.types.is_floating(values.type):
@@ -66,6 +67,19 @@ def label_lists(entries: Entries, where: Place) -> LabelLists:
         raise ValueError(f"{where}: labels are {values.type}; {told}")
     keys = without_brackets(values)
     return LabelLists(entries.num_rows, entries.rows, keys, keys)
+
+
+def _without_pads(entries: Entries, where: Place) -> tuple[np.ndarray, pa.Array]:
+    """The rows and values of whole numbers without -1, which are counted in a warning."""
+    kept = pc.greater_equal(entries.values, 0)
+    wrong = pc.index(pc.less(entries.values, -1), True).as_py()
+    if wrong >= 0:
+        told = f"label {entries.values[wrong]} is below 0; expected ids, -1 for none, or strings"
+        raise ValueError(f"{where.row(entries.rows[wrong])}: {told}")
+    if count := len(kept) - kept.true_count:
+        told = f"{count} labels are -1, which stands for none, and are left out"
+        warnings.warn(f"{where}: {told}; make labels strings where it is one", stacklevel=2)
+    return entries.rows[kept.to_numpy(zero_copy_only=False)], entries.values.filter(kept)
 
 
 TEXT_NAMES, UID_NAMES = ("text", "label"), ("uid", "uri", "id", "label_id")
@@ -149,7 +163,7 @@ class GivenLabels:
     is_map: bool = False
 
     def keyed_for(self, keys: pa.Array) -> LabelTable:
-        """The table, known by what labels are named by: whichever of uids, texts and row numbers has one of them.
+        """The table, known by what labels are named by: whichever of uids, texts and row numbers has most of them.
 
         Args:
             keys: (nnz,) of all rows. Whole numbers are row numbers, unless all uids are whole numbers.
@@ -159,7 +173,9 @@ class GivenLabels:
         """
         numbers = pa.array(np.arange(len(self.texts)))
         ways = self._ways(keys, numbers)
-        way = next((way for way, own in ways.items() if pc.any(pc.is_in(keys, value_set=own)).as_py()), None)
+        named = keys.unique()
+        known = {way: pc.is_in(named, value_set=own).true_count for way, own in ways.items()}
+        way = max(known, key=lambda way: known[way]) if any(known.values()) else None
         if way is None and len(keys):
             told = f"none of the {len(keys)} labels, such as {keys[0].as_py()!r}, is a {' or a '.join(ways) or 'uid'}"
             raise ValueError(f"{told} of the {len(self.texts)} label_texts, such as {self._example()}")
