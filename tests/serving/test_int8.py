@@ -87,3 +87,6 @@ def test_a_token_table_is_looked_up_in_8_bits(repo: Path) -> None:
 def test_what_cannot_choose_is_refused(texts: list[str], agreement: float, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=rf"got {len(texts)} texts and {agreement}"):
         export_int8(tmp_path, texts, agreement=agreement)
+    for wrong in (None, 3, ["war", None], {"a": "war"}):
+        with pytest.raises(ValueError, match="texts must be"):
+            export_int8(tmp_path, wrong)

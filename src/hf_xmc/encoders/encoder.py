@@ -18,10 +18,10 @@ from sentence_transformers.util import load_file_path
 from torch import nn
 
 from hf_xmc.encoders.classifier import JOINT_EMBEDDING, LabelClassifier, hub_options
-from hf_xmc.encoders.prompts import encode_options
+from hf_xmc.encoders.prompts import encode_options, prompt_of
 from hf_xmc.encoders.shared_static import SharedStaticEmbedding
 from hf_xmc.hub.checks_xmc import checked_texts
-from hf_xmc.hub.repo_xmc import CONFIG_FILE, FORMAT_VERSION, SearchForm, check_version, cut_to
+from hf_xmc.hub.repo_xmc import CONFIG_FILE, FORMAT_VERSION, SETTINGS_FILE, SearchForm, check_version, cut_to
 
 # What encode_halves reads itself where it does without encode, and the texts it then runs at once.
 _DIRECT_OPTIONS = {"prompt", "task", "batch_size", "show_progress_bar"}
@@ -227,6 +227,11 @@ class XMCEncoder(SentenceTransformer):
     def save(self, path: str, *args: Any, **kwargs: Any) -> None:
         """Write the folder, our own module listed apart from those that the host may load."""
         super().save(path, *args, **kwargs)
+        # The host fills in empty prompts when it loads a folder: those of both tasks are written down.
+        settings_file = Path(path) / SETTINGS_FILE
+        settings = json.loads(settings_file.read_text(encoding="utf8"))
+        settings["prompts"] |= {task: prompt_of(self, task) or "" for task in ("query", "document")}
+        settings_file.write_text(json.dumps(settings, indent=2), encoding="utf8")
         own = XMCEncoder._module_classes
         modules_file = Path(path) / "modules.json"
         rows = json.loads(modules_file.read_text(encoding="utf8"))

@@ -49,6 +49,8 @@ class XMCEvaluator(BaseEvaluator):
         self.show_progress_bar = show_progress_bar
         self.primary_metric = "precision@1"
         self.truth: csr_matrix = data.to_csr("test")
+        if not self.truth.nnz:
+            raise ValueError(f"none of the {len(data.test)} test rows of {data.name} has a label to be found")
         train = data.to_csr("train")
         self.train_counts = label_counts(train)
         self.inverse_propensities = inverse_propensities(train, data.propensity.a, data.propensity.b)
@@ -63,6 +65,7 @@ class XMCEvaluator(BaseEvaluator):
         if output_path is not None:
             record = {"epoch": epoch, "steps": steps} | metrics
             name = "_".join(filter(None, ["xmc_evaluation", self.name]))
+            Path(output_path).mkdir(parents=True, exist_ok=True)
             with open(Path(output_path) / f"{name}.jsonl", "a") as file:
                 file.write(json.dumps(record) + "\n")
         return metrics

@@ -125,6 +125,13 @@ def checked_request(
     return Request(int(top_k), *asked)
 
 
+def check_options(asked: Iterable[str]) -> None:
+    """Refuse options that no door knows, such as a mistyped one."""
+    unknown = sorted(set(asked) - set(Request._fields))
+    if unknown:
+        raise ValueError(f"unknown option {', '.join(unknown)}; a call takes batch_size, {', '.join(Request._fields)}")
+
+
 def _check_numbers(**numbers: Any) -> None:
     for name, value in numbers.items():
         if value is not None and (not isinstance(value, Real) or isinstance(value, bool) or value != value):
@@ -147,7 +154,7 @@ def checked_source(texts: str | Iterable[str]) -> Iterable[str]:
         return [texts]
     if isinstance(texts, bytes | Mapping | set | frozenset) or hasattr(texts, "column_names") or _is_frame(texts):
         raise ValueError(f"texts must be a list of str, got {type(texts).__name__}; give one column of it")
-    if not isinstance(texts, Iterable):
+    if not isinstance(texts, Iterable) or getattr(texts, "ndim", 1) != 1:
         raise ValueError(f"texts must be a str or a list of str, got {type(texts).__name__} {texts!r:.80}")
     return texts
 

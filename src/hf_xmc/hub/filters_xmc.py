@@ -57,8 +57,8 @@ def checked_pairs(pairs: Any, num_rows: int, num_labels: int, where: str = "pair
     if len(outside):
         row, label = pairs[outside[0]]
         raise ValueError(
-            f"{where}, pair {outside[0]}: (row {row}, label id {label}) is out of range; there are {num_rows} rows and "
-            f"{num_labels} labels. Are these the filter pairs of another split?"
+            f"{where}, pair {outside[0]}: (row {row}, label id {label}) is out of range; there are {num_rows} rows "
+            f"and {num_labels} labels. Are these the filter pairs of another split?"
         )
     return pairs.astype(np.int64, copy=False)
 

@@ -24,12 +24,11 @@ from transformers.modeling_outputs import BaseModelOutput
 from transformers.utils import cached_file
 
 from .answers_xmc import RepoParts, answer
-from .checks_xmc import checked_request, checked_texts
+from .checks_xmc import Request, check_options, checked_request, checked_texts
 from .repo_xmc import Step, query_prompt, required
 from .whole_xmc import folder_beside, move_into
 
 _REPLAYED = ("Transformer", "StaticEmbedding", "Pooling", "Dense", "Normalize", "Dropout", "LayerNorm")
-_OPTIONS = ("top_k", "threshold", "min_precision", "candidates", "memory", "return_evidence", "num_evidence")
 
 
 class XMCStaticConfig(PretrainedConfig):
@@ -96,6 +95,7 @@ class XMCRetrievalPipeline(Pipeline):
             self.tokenizer.model_max_length = min(self.tokenizer.model_max_length, places)
         self.prompt_length = self._count_prompt()
         self._is_read = True  # options of the constructor could not be checked before
+        check_options(set(self._given) - {"framework"})  # which hosts before transformers 5 take
         checked_request(self.parts, **self._forward_params)
 
     # -- files --------------------------------------------------------------------------------------------------------
@@ -134,10 +134,11 @@ class XMCRetrievalPipeline(Pipeline):
 
     def _sanitize_parameters(self, **kwargs: Any) -> tuple[dict, dict, dict]:
         # The host hands on what it takes itself at the start, and asks for options once it has those.
-        unknown = sorted(set(kwargs) - {*_OPTIONS, "tokenizer_kwargs"})
-        if self._is_read and unknown:
-            raise ValueError(f"unknown option {', '.join(unknown)}; a call takes batch_size, {', '.join(_OPTIONS)}")
-        asked = {name: kwargs[name] for name in _OPTIONS if kwargs.get(name) is not None}
+        if self._is_read:
+            check_options(kwargs)
+        else:
+            self._given = kwargs
+        asked = {name: kwargs[name] for name in Request._fields if kwargs.get(name) is not None}
         if isinstance(asked.get("candidates"), Iterator):
             asked["candidates"] = list(asked["candidates"])  # an iterator serves one batch alone
         if self._is_read:

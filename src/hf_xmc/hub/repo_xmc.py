@@ -118,7 +118,11 @@ def map_tensors(path: str | Path) -> Tensors:
             begin, end = about["data_offsets"]
             if not 0 <= begin <= end <= len(data):
                 raise ValueError(f"{name!r} lies at {begin} .. {end} of {len(data)} bytes")
-            arrays[name] = np.frombuffer(data[begin:end], _DTYPES[about["dtype"]]).reshape(about["shape"])
+            if about["dtype"] == "BF16":  # the upper half of a float32, which numpy does not know
+                array = (np.frombuffer(data[begin:end], np.uint16).astype(np.uint32) << 16).view(np.float32)
+            else:
+                array = np.frombuffer(data[begin:end], _DTYPES[about["dtype"]])
+            arrays[name] = array.reshape(about["shape"])
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise ValueError(f"{path} is damaged ({error}); {_WAY_OUT}") from error
     return Tensors(arrays, metadata)

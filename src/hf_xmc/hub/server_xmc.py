@@ -29,7 +29,7 @@ if not __package__:  # imported from the repo's own folder, which is no package:
     sys.modules[__package__].__path__ = [str(Path(__file__).parent)]
 
 from .answers_xmc import RepoParts, answer
-from .checks_xmc import checked_request, checked_texts
+from .checks_xmc import check_options, checked_request, checked_texts
 from .filters_xmc import is_integer
 from .repo_xmc import Folder, map_tensors, query_prompt, read_json, required, unit
 
@@ -51,7 +51,9 @@ class Server(ABC):
     """
 
     def __init__(self, folder: str | Path) -> None:
-        self.folder = Path(folder)
+        self.folder = Path(folder).expanduser()
+        if not self.folder.is_dir():
+            raise ValueError(f"{folder} does not exist; expected the folder of a saved retriever")
         self.files = Folder(self.folder)
         self.parts = RepoParts(self.files)
         self.prompt = query_prompt(self.files)
@@ -75,6 +77,7 @@ class Server(ABC):
         """
         if not is_integer(batch_size) or batch_size < 1:
             raise ValueError(f"batch_size must be an integer of at least 1, got {batch_size!r}")
+        check_options(asked)
         request = checked_request(self.parts, top_k, **asked)
         listed, answers = checked_texts(texts), []
         for start in range(0, len(listed), batch_size):

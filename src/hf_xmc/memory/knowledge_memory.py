@@ -57,18 +57,17 @@ class KnowledgeMemory(Memory):
         row_vectors = np.asarray(row_vectors, dtype=np.float32)
         if row_vectors.ndim != 2 or not np.isfinite(row_vectors).all():
             raise ValueError(f"row_vectors must be finite, with shape (N, D), got shape {row_vectors.shape}")
-        if np.dtype(dtype) not in _KEY_DTYPES:
-            raise ValueError(f"dtype must be float32, float16 or int8, got {np.dtype(dtype)}")
+        key_dtype = _key_dtype(dtype)
+        if form is not None and not isinstance(form, MemoryForm):
+            raise ValueError(f"form must be a hf_xmc.memory.MemoryForm, got {form!r:.80}")
         truth = as_votes(truth, len(labels))
-        if not (truth.data > 0).all() or not np.isfinite(truth.data).all():
-            raise ValueError(f"votes must be finite and above 0, got {truth.data.min()} .. {truth.data.max()}")
         if truth.shape[0] != len(row_vectors) or truth.shape[1] > len(labels):
             raise ValueError(
                 f"truth must have shape ({len(row_vectors)}, at most {len(labels)}) for {len(row_vectors)} rows and "
                 f"{len(labels)} labels, got {truth.shape}"
             )
         parts = (truth.indptr, truth.indices, truth.data, truth.shape[1], form or MemoryForm())
-        super().__init__(MemoryParts(compress(row_vectors, np.dtype(dtype)), *parts), labels)
+        super().__init__(MemoryParts(compress(row_vectors, key_dtype), *parts), labels)
         self.kind = _kind(kind, labels)
 
     def _index_rows(self, alive: np.ndarray) -> VectorIndex:
@@ -133,12 +132,18 @@ class KnowledgeMemory(Memory):
 
 
 def as_votes(truth: Truth, num_labels: int) -> sp.csr_matrix:
-    """Truth as CSR (N, at most L) float32 without zeros: its values where it is sparse, 1 for ids in lists."""
+    """Truth as CSR (N, at most L) float32 without zeros: its values where it is sparse, 1 for ids in lists.
+
+    Raises:
+        ValueError: For values that are not finite or below 0, or what is no truth.
+    """
     if not sp.issparse(truth):
         return sp.csr_matrix(as_truth(truth, num_labels), dtype=np.float32)
     votes = sp.csr_matrix(truth, dtype=np.float32, copy=True)
     votes.sum_duplicates()
     votes.eliminate_zeros()
+    if not (votes.data > 0).all() or not np.isfinite(votes.data).all():
+        raise ValueError(f"votes must be finite and above 0, got {votes.data.min()} .. {votes.data.max()}")
     return votes
 
 
@@ -148,6 +153,16 @@ def compress(vectors: np.ndarray, dtype: np.dtype) -> StoredRows:
         return StoredRows(vectors.astype(dtype, copy=False))
     scales = np.abs(vectors).max(axis=1, initial=0) / np.float32(127)
     return StoredRows((vectors / np.maximum(scales, 1e-30)[:, None]).round().astype(np.int8), scales)
+
+
+def _key_dtype(dtype: DTypeLike) -> np.dtype:
+    try:
+        found = np.dtype(dtype)
+    except TypeError:
+        found = None
+    if found not in _KEY_DTYPES:
+        raise ValueError(f"dtype must be float32, float16 or int8, got {dtype!r}")
+    return found
 
 
 def _kind(kind: str | None, labels: LabelIndex) -> str:

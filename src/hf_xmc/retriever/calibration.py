@@ -98,7 +98,7 @@ def judge_queries(
         )
     ids, scores, _ = nearest(parts, queries, CONTEXT, memory, filters=filters)
     wanted = truth.tocoo()
-    known = wanted.row.astype(np.int64)[wanted.data > 0] * num_labels + wanted.col[wanted.data > 0]
+    known = wanted.row.astype(np.int64) * num_labels + wanted.col
     found = np.arange(len(ids))[:, None] * num_labels + ids
     return scores, np.isin(found, known) & (ids != MISSING_ID)
 

@@ -114,7 +114,9 @@ def save_parts(parts: RetrieverParts, path: str | Path) -> None:
             loaded from this very folder may be mapped from it; optional files of ours that this repo lacks are
             removed; all others stay.
     """
-    path = Path(path)
+    if not str(path) or Path(path).expanduser().is_file():
+        raise ValueError(f"expected the name of a folder, got {str(path)!r}")
+    path = Path(path).expanduser()
     with folder_beside(path) as scratch:
         whole = scratch / "repo"
         whole.mkdir()

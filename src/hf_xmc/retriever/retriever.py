@@ -83,6 +83,11 @@ class Retriever:
             encode: Passed to ``encode`` (batch_size, show_progress_bar, ...).
         """
         labels = checked_texts(labels)
+        if not labels or not isinstance(encoder, XMCEncoder):
+            raise ValueError(
+                f"expected an XMCEncoder and labels, got {type(encoder).__name__} and {len(labels)} labels; "
+                "of a SentenceTransformer make one: XMCEncoder(modules=list(model))"
+            )
         halves = encoder.label_halves(labels, **encode)
         return cls(RetrieverParts(encoder, labels, *halves, LabelIndex(encoder.join_labels(*halves), kind=index)))
 
@@ -166,6 +171,8 @@ class Retriever:
             encode: Passed to ``encode``.
         """
         texts = checked_texts(texts)
+        if not texts:
+            raise ValueError("there are no texts to remember; to forget all, set retriever.memory = None")
         with self._changes:
             keys = self.encoder.key_vectors(texts, **encode)
             memory = KnowledgeMemory(keys, truth, self.index, form or MemoryForm(), dtype=dtype)
@@ -261,14 +268,16 @@ class Retriever:
         Raises:
             ValueError: if the folder holds predictions of another model, of other labels, arguments or texts.
         """
-        options = {name: predict[name] for name in _OPTIONS if name in predict}
-        predict["candidates"] = checked_request(self.parts, top_k, **options).candidates
+        parts = self.parts
+        asked = {name: predict.pop(name) for name in _OPTIONS if name in predict}
+        request = checked_request(parts, top_k, **asked)
+        prompt = encode_options(parts.encoder, "query", predict)["prompt"]
         return predict_to_parquet(
-            lambda part: self.rank(part, top_k, **predict),
+            lambda part: rank(parts, _queries(parts, part, **predict), request),
             texts,
-            Path(folder),
-            self.labels,
-            made_with=self._fingerprint() | {"top_k": top_k} | predict,
+            Path(folder).expanduser(),
+            parts.labels,
+            made_with=self._fingerprint() | request._asdict() | {"prompt": prompt},
             rows_per_file=rows_per_file,
             show_progress_bar=show_progress_bar,
         )
@@ -276,12 +285,8 @@ class Retriever:
     def _fingerprint(self) -> dict[str, Any]:
         """What decides the answers, as digests."""
         parts = self.parts
-        model: list[str | np.ndarray] = [
-            parts.index.vectors,
-            parts.index.alive,
-            repr(parts.encoder.search_form),
-            parts.index.kind,
-        ]
+        index = parts.index
+        model: list[Any] = [index.vectors, index.alive, repr(parts.encoder.search_form), index.kind]
         if parts.memory is not None:
             rows = parts.memory.parts
             model += [rows.keys.stored, rows.indptr, rows.indices, rows.votes, repr(rows.form)]
@@ -320,6 +325,9 @@ class Retriever:
         """
         parts = self.parts
         votes = checked_request(parts, memory=memory).memory
+        texts = checked_texts(texts)
+        if len(texts) < 2:
+            raise ValueError(f"a calibration is fitted on some thousands of texts, at least 2, got {len(texts)}")
         queries = _queries(parts, checked_texts(texts), **encode)
         scores, right = judge_queries(parts, queries, truth, votes, filters)
         report = cross_fitted_report(scores, right)

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from hf_xmc.hub.checks_xmc import checked_request, checked_texts
 from hf_xmc.hub.server_xmc import OnnxServer
 
 _BLOCK = 16  # weights that share a scale, float16: 9 bits a weight
@@ -55,9 +56,11 @@ def export_int8(
         import onnxruntime
     except ImportError as error:
         raise ImportError("onnx and onnxruntime are required: pip install hf_xmc[onnx]") from error
+    texts = checked_texts(texts)
     if not texts or not 0 < agreement <= 1:
         raise ValueError(f"expected texts and an agreement in (0, 1], got {len(texts)} texts and {agreement}")
     server = OnnxServer(folder, num_threads=num_threads)
+    top_k = checked_request(server.parts, top_k).top_k
     graph = onnx.load(server.graph)
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = num_threads

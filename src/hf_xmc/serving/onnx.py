@@ -37,6 +37,7 @@ def export_onnx(folder: str | Path) -> Path:
         import onnxscript  # noqa: F401
     except ImportError as error:
         raise ImportError("onnx and onnxscript are required: pip install hf_xmc[onnx]") from error
+    folder = Path(folder).expanduser()
     pipe = pipeline(model=str(folder), device="cpu", model_kwargs={"attn_implementation": "eager"})
     if pipe.is_static:
         raise ValueError(f"{folder} holds a static encoder; serve it with hf_xmc.hub.server_xmc.StaticServer")

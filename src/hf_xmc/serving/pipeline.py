@@ -36,7 +36,10 @@ def pipeline(task: str = TASK, model: str | None = None, **kwargs: Any) -> XMCRe
         ValueError: for another task or no model.
     """
     if task != TASK:
-        raise ValueError(f"hf_xmc.serving.pipeline serves the task {TASK!r}, got {task!r}; use transformers.pipeline")
+        raise ValueError(
+            f"hf_xmc.pipeline serves the task {TASK!r}, got {task!r}; give a repo by name, pipeline(model=...); other "
+            "tasks are those of transformers.pipeline"
+        )
     if model is None:
         raise ValueError("model is required: a folder or Hub id saved by Retriever.save_pretrained")
     revision = kwargs.pop("revision", None)
