@@ -14,8 +14,8 @@ from dataclasses import dataclass, field
 from sentence_transformers.sentence_transformer.modules import StaticEmbedding
 
 import hf_xmc
+from hf_xmc.encoders.start import start_encoder
 from hf_xmc.runs.baselines import tfidf_knn, tfidf_zero_shot
-from hf_xmc.runs.encoder import start_encoder
 from hf_xmc.runs.record import metrics_table
 from hf_xmc.runs.run import DataFields, Run
 

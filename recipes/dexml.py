@@ -22,8 +22,8 @@ from torch import nn
 
 import hf_xmc
 from hf_xmc import losses
+from hf_xmc.encoders.start import start_encoder
 from hf_xmc.losses import blockwise
-from hf_xmc.runs.encoder import start_encoder
 from hf_xmc.runs.method import MethodFields, MethodRun
 from hf_xmc.runs.record import metrics_table
 

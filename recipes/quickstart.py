@@ -13,8 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import hf_xmc
+from hf_xmc.encoders.start import start_encoder
 from hf_xmc.runs.baselines import tfidf_knn, tfidf_zero_shot
-from hf_xmc.runs.encoder import start_encoder
 from hf_xmc.runs.record import metrics_table
 from hf_xmc.runs.run import EncoderFields, Run
 

@@ -18,7 +18,7 @@ from functools import partial
 from torch import nn
 
 import hf_xmc
-from hf_xmc.runs.encoder import start_encoder
+from hf_xmc.encoders.start import start_encoder
 from hf_xmc.runs.method import MethodFields, MethodRun
 from hf_xmc.runs.record import metrics_table
 

@@ -20,7 +20,7 @@ import yaml
 from torch import nn
 
 import hf_xmc
-from hf_xmc.runs.encoder import start_encoder
+from hf_xmc.encoders.start import start_encoder
 from hf_xmc.runs.run import EncoderFields, Run
 from hf_xmc.training.arguments import CLASSIFIER_ROWS
 

@@ -18,9 +18,9 @@ from functools import partial
 from torch import nn
 
 import hf_xmc
+from hf_xmc.encoders.start import start_encoder
 from hf_xmc.evaluation import RowLengths, fit_row_lengths, fit_search_form, lengthen_rows
 from hf_xmc.runs.calibration import calibrate_held_out
-from hf_xmc.runs.encoder import start_encoder
 from hf_xmc.runs.method import MethodFields, MethodRun
 from hf_xmc.runs.record import metrics_table
 

@@ -66,7 +66,7 @@ class EncoderFields(DataFields):
     """The fields of a recipe that trains.
 
     Args:
-        encoder: A name for :func:`~hf_xmc.runs.encoder.start_encoder`.
+        encoder: A name for :func:`~hf_xmc.encoders.start.start_encoder`.
         max_seq_length: Tokens of a text that count; a static table reads all.
         hold_out: Share of the training rows, by title key, that choices are made on.
     """
