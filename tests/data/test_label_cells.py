@@ -60,7 +60,7 @@ def test_any_list_written_by_python_or_json_is_that_list(rows):
 def test_names_in_brackets_are_names():
     names = ["[sic]", "[S.l.]", "x", "(2019)", "{set}", "[a] and [b]", "[", "[]x"]
     assert labels_of(names) == [[name] for name in names]
-    assert labels_of(["[1]|[2]", "[2]"], separator="|") == [["[1]", "[2]"], ["[2]"]]
+    assert labels_of(["[a]|[b]", "[b]"], separator="|") == [["[a]", "[b]"], ["[b]"]]
 
 
 @pytest.mark.parametrize(
@@ -70,6 +70,11 @@ def test_names_in_brackets_are_names():
         (["[1 2 3]", "[4]"], "row 0.* cannot be read"),
         (["[0. 1. 0.]"], "row 0.* cannot be read"),
         (["x", "['x', 'y']"], "row 1.* is written as a list, row 0 is not: 'x'"),
+        (["array(['x', 'y'], dtype=object)", "x"], "row 0.* cannot be read"),
+        (["x", "frozenset({'x', 'y'})"], "row 1.* cannot be read"),
+        (["{war, sea}", "", "{war}"], "row 0.* is written as a list, but cannot be read"),
+        (["[war, sea]", "[]"], "row 1.* is written as a list, row 0 is not"),
+        (["[war]", "{war;sea}"], "row 0.* cannot be read"),
         (["['x', 'y'", "['x', 'y']"], "row 1.* is written as a list, row 0 is not"),
         (["['x', None]"], "row 0.*: a label is null or empty"),
         (['["x", ""]'], "row 0.*: a label is null or empty"),
@@ -91,9 +96,10 @@ def test_names_in_brackets_are_names():
     ],
 )
 @pytest.mark.filterwarnings("ignore:.*have null for labels")
-def test_cells_that_are_no_labels_are_refused(cells, message):
+@pytest.mark.parametrize("separator", [None, ",", " "])
+def test_cells_that_are_no_labels_are_refused(cells, message, separator):
     with pytest.raises(ValueError, match=message):
-        labels_of(cells)
+        labels_of(cells, separator=separator)
 
 
 def test_frames_are_read_as_their_values():

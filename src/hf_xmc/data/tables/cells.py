@@ -23,10 +23,13 @@ _PYTHON_LIST = re.compile(
     rf"|[({{]\s*(?:{_STRING})\s*(?:,\s*(?:{_STRING})\s*)*,?\s*[)}}]",
     re.DOTALL,
 )
-# What begins and ends as a list does, so that it is no name: quotes, numbers and truth values in brackets.
+# What begins and ends as a list does, so that it is no name: quotes, numbers and truth values in brackets, calls.
 _LIKE_A_LIST = re.compile(
-    r"""\[\s*(?:["'{\[\-+.\d].*|(?:True|False|None|nan)\b.*)?\]|[({]\s*["'].*["']\s*,?\s*[)}]""", re.S
+    r"""\[\s*(?:["'{\[\-+.\d].*|(?:True|False|None|nan)\b.*)?\]|[({]\s*["'].*["']\s*,?\s*[)}]"""
+    r"""|(?:array|(?:frozen)?set|list|tuple|deque|dict_keys)\([\[{].*[\]}].*\)""",
+    re.DOTALL,
 )
+_WORDS_IN_BRACKETS = re.compile(r"\[[^\[\]]*\]|\{[^{}]*\}")  # a list only where all cells are
 _ZEROS_AND_ONES = ("0", "1", "0.0", "1.0", "False", "True", "false", "true")  # zeros at even places
 
 
@@ -74,7 +77,7 @@ def read_entries(cells: pa.Array, separator: str | None, where: Place) -> Entrie
         told = f"{cells.null_count} of {len(cells)} rows have null for labels, the first is row {row}"
         warnings.warn(f"{where}: {told}; they are kept without labels", stacklevel=2)
     if pa.types.is_string(cells.type):
-        lists = _written_lists(cells, separator, where)
+        lists = _written_lists(cells, where)
         if lists is None and separator is not None:
             return _split(cells, separator)
         cells = cells if lists is None else lists
@@ -104,9 +107,9 @@ def _without_gaps(entries: Entries, where: Place) -> Entries:
     return entries
 
 
-def _written_lists(cells: pa.Array, separator: str | None, where: Place) -> pa.Array | None:
+def _written_lists(cells: pa.Array, where: Place) -> pa.Array | None:
     """The lists that the strings are written forms of, None if they are none."""
-    if not pc.any(pc.match_substring_regex(cells, r"^\s*[\[({]")).as_py():
+    if not pc.any(pc.match_substring_regex(cells, r"^\s*([a-z_]+\()?[\[({]")).as_py():
         return None
     texts = [(row, text.strip()) for row, text in enumerate(cells.to_pylist()) if text]
     lists = {row: _written_list(text) for row, text in texts}
@@ -119,7 +122,9 @@ def _written_lists(cells: pa.Array, separator: str | None, where: Place) -> pa.A
                 f"{where}: the lists have labels of several types ({error}); make them strings"
             ) from error
     like = next((row for row, text in texts if lists[row] is not None or _LIKE_A_LIST.fullmatch(text)), None)
-    if like is None or separator is not None:
+    if like is None and all(_WORDS_IN_BRACKETS.fullmatch(text) for _, text in texts):
+        like = wrong
+    if like is None:
         return None
     told = f"{cells[like].as_py()!r:.80} is written as a list"
     if lists[like] is None:
