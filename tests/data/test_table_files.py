@@ -138,6 +138,13 @@ def test_tsv_that_looks_quoted_is_told(tmp_path):
         assert read_rows(path) == [('"He said ""no"""', ["x"])]
 
 
+def test_spaces_before_quotation_marks_within_quotes_are_part_of_the_cell(tmp_path):
+    rows = [(' "x;y" ', [' "a"', " b"]), (' \n"x" ', ["c"]), (' "x', ["d"])]
+    write_csv(tmp_path / "t.csv", rows)
+    assert read_rows(tmp_path / "t.csv") == rows
+    assert read_rows(file_of(tmp_path, "u.csv", 'text,labels\n "x,y\n')) == [(' "x', ["y"])]
+
+
 def test_quoted_cells_of_csv_hold_line_ends_separators_and_marks(tmp_path):
     text = 'two\nlines, "marks"\r\nand a lone \r'
     path = tmp_path / "t.csv"
@@ -176,6 +183,8 @@ def test_a_file_of_two_encodings_or_of_none_is_refused(tmp_path):
         ("t.csv", "text,labels\na,x\nb,y,z\n", "t.csv, line 3: 3 cells; the header has 2"),
         ("t.csv", "text,labels\na\rb,x\n", "t.csv, line 2: 1 cells"),
         ("t.csv", 'text,labels\n"a" b,x\n', "t.csv, line 2: .* write \"\" for a quotation mark"),
+        ("t.csv", 'text,labels\nwar, "x;y"\n', "t.csv, line 2: .* has a space before its quotation mark; write"),
+        ("t.csv", 'text, "labels"\nwar,x\n', "t.csv, line 1: .* has a space before"),
         ("t.csv", 'text,labels\n"a,x\nb,y\n', "t.csv, line 3: unexpected end of data"),
         ("t.csv", "text,labels,text\na,x,b\n", "several columns 'text'"),
         ("t.csv", "title, one;label\na;x\n", "can be cut at ',' and at ';'"),
@@ -248,6 +257,12 @@ def test_folders_and_files_of_any_name_are_read(tmp_path):
         assert read_rows(path) == read_rows(str(path)) == [("a", ["x"])]
 
 
+def dicts(labels: pa.ListArray, kind: pa.DataType) -> pa.ListArray:
+    """Lists of {"text": label} of a type of strings."""
+    structs = pa.StructArray.from_arrays([labels.flatten().cast(kind)], ["text"])
+    return pa.ListArray.from_arrays(labels.offsets, structs)
+
+
 def test_types_of_parquet_and_arrow_columns_are_read_as_their_strings(tmp_path):
     texts = pa.array(["a", "b", None])
     labels = pa.array([["x"], [], ["y", "x"]])
@@ -256,6 +271,11 @@ def test_types_of_parquet_and_arrow_columns_are_read_as_their_strings(tmp_path):
         "view": (texts.cast(pa.string_view()), labels),
         "dictionary": (texts.dictionary_encode(), labels.cast(pa.list_(pa.dictionary(pa.int32(), pa.string())))),
         "binary": (texts.cast(pa.binary()), labels),
+        "large binary": (texts.cast(pa.large_binary()), labels.cast(pa.list_(pa.binary()))),
+        **{
+            str(kind): (texts, dicts(labels, kind))
+            for kind in (pa.large_string(), pa.large_binary(), pa.string_view())
+        },
     }
     for text_column, label_column in forms.values():
         with pytest.warns(UserWarning, match="train: 1 of 3 rows have null for text, the first is row 2"):
@@ -299,6 +319,17 @@ def test_unlabeled_class_labels_are_rows_without_a_label():
     listed = datasets.Features({"text": datasets.Value("string"), "labels": datasets.List(names)})
     several = datasets.Dataset.from_dict({"text": ["a"], "labels": [[1, 0]]}, features=listed)
     assert read_rows(several) == [("a", ["yes", "no"])]
+
+
+def test_class_labels_within_dicts_are_their_names():
+    kind = datasets.ClassLabel(names=["war", "sea"])
+    features = datasets.Features({"text": datasets.Value("string"), "labels": [{"label": kind, "score": kind}]})
+    cells = [[{"label": 1, "score": 0}, {"label": 0, "score": -1}], None, []]
+    table = datasets.Dataset.from_dict({"text": ["a", "b", "c"], "labels": cells}, features=features)
+    with pytest.warns(UserWarning, match="1 of 3 rows have null for labels"):
+        assert read_rows(table) == [("a", ["sea", "war"]), ("b", []), ("c", [])]
+    with pytest.warns(UserWarning, match="1 of 3 rows have null for labels"):
+        assert read_rows(table.with_format("arrow")[:], label_texts=["x", "y"])[0] == ("a", ["y", "x"])
 
 
 def nasty_rows(number: int, seed: int = 0) -> Rows:

@@ -7,6 +7,7 @@ and tab, found in its header; TSV has neither quoting nor escapes: a line is a r
 from __future__ import annotations
 
 import csv
+import re
 import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import chain, islice
@@ -21,6 +22,7 @@ from hf_xmc.data.tables.headerless import find_layout
 from hf_xmc.data.tables.text_lines import text_lines
 
 _PEEKED = 100
+_SPACE_AND_QUOTES = re.compile(r'\s+".*"\s*', re.DOTALL)
 Row = tuple[int, list[str]]
 
 
@@ -59,16 +61,33 @@ def read_tsv(path: Path, columns: Sequence[str] | None = None) -> pa.Table:
 
 
 def _csv_rows(path: Path, lines: Iterable[str], separator: str) -> Iterator[Row]:
-    reader = csv.reader(lines, delimiter=separator, strict=True)
+    read: list[str] = []  # the lines of a row
+
+    def kept() -> Iterator[str]:
+        for line in lines:
+            read.append(line)
+            yield line
+
+    reader = csv.reader(kept(), delimiter=separator, strict=True)
     limit = csv.field_size_limit(MAX_LINE_BYTES)
     try:
         for cells in reader:
+            if any(map(_SPACE_AND_QUOTES.fullmatch, cells)):
+                _refuse_unquoted(cells, next(csv.reader(read, delimiter=separator, skipinitialspace=True)))
+            read.clear()
             yield reader.line_num, cells or [""]
     except csv.Error as error:
         told = f'{error}; write "" for a quotation mark inside a quoted cell, or save as .tsv, which has no quoting'
         raise bad_line(path, reader.line_num, told) from error
     finally:
         csv.field_size_limit(limit)
+
+
+def _refuse_unquoted(cells: list[str], without_spaces: list[str]) -> None:
+    """Refuse a cell that is quoted but for a space before its quotation mark."""
+    for cell, other in zip(cells, without_spaces, strict=False):
+        if cell != other and _SPACE_AND_QUOTES.fullmatch(cell):
+            raise csv.Error(f"{cell[:80]!r} has a space before its quotation mark")
 
 
 def _separator(path: Path, header: str, columns: Sequence[str] | None) -> str:

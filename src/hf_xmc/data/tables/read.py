@@ -127,10 +127,15 @@ def _named(column: pa.Array, feature: Any) -> pa.Array:
     """The names of class labels, null for -1."""
     if isinstance(feature, datasets.List | datasets.LargeList):
         return _with_values(column, _named(column.flatten(), feature.feature))
+    if isinstance(feature, Mapping):
+        return _with_fields(column, lambda values, name: _named(values, feature[name]))
     if not isinstance(feature, datasets.ClassLabel):
         return column
     unlabeled = pc.equal(column, -1)
     return pa.array(feature.names, pa.string()).take(pc.if_else(unlabeled, None, column))
+
+
+_AS_STRINGS = (pa.large_string(), pa.string_view(), pa.binary(), pa.large_binary(), pa.binary_view())
 
 
 def _plain(column: pa.Array) -> pa.Array:
@@ -140,13 +145,22 @@ def _plain(column: pa.Array) -> pa.Array:
         return _plain(column.storage)
     if types.is_dictionary(column.type):
         return _plain(column.dictionary_decode())
-    if types.is_large_string(column.type) or types.is_string_view(column.type) or types.is_binary(column.type):
+    if column.type in _AS_STRINGS:
         return column.cast(pa.string())
+    if types.is_struct(column.type):
+        return _with_fields(column, lambda values, _: _plain(values))
     if types.is_fixed_size_list(column.type):
         column = column.cast(pa.list_(column.type.value_type))
     if types.is_list(column.type) or types.is_large_list(column.type):
         return _with_values(column, _plain(column.flatten()))
     return column
+
+
+def _with_fields(structs: pa.StructArray, made: Callable[[pa.Array, str], pa.Array]) -> pa.Array:
+    """The structs, null where they are, with other values in their fields."""
+    names = [field.name for field in structs.type]
+    fields = [made(values, name) for name, values in zip(names, structs.flatten(), strict=True)]
+    return pa.StructArray.from_arrays(fields, names, mask=structs.is_null()) if fields else structs
 
 
 def _with_values(lists: pa.Array, values: pa.Array) -> pa.ListArray:
