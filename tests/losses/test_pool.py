@@ -173,6 +173,19 @@ def test_trains_a_plain_model_in_the_stock_trainer(kind: str, columns: str, tmp_
     assert loss_of_all_rows() < 0.8 * before
 
 
+def test_scores_beside_pairs_are_no_positives_without_a_word(tmp_path: Path) -> None:
+    model = SentenceTransformer(modules=list(make_static_encoder()), device="cpu")
+    pairs = Dataset.from_dict({"anchor": ["war", "sea"], "positive": ["war", "cats"], "score": [1.0, 0.0]})
+    args = SentenceTransformerTrainingArguments(
+        output_dir=str(tmp_path), use_cpu=True, report_to="none", disable_tqdm=True, save_strategy="no"
+    )
+    trainer = SentenceTransformerTrainer(model=model, args=args, train_dataset=pairs, loss=DecoupledSoftmaxLoss(model))
+    with pytest.raises(
+        ValueError, match=r"positives alone, got labels or scores \(2,\) .* leave pairs out that are none"
+    ):
+        trainer.train()
+
+
 def run_ranks(world_size: int, out: Path) -> list[dict]:
     """Start pool_worker.py by torchrun, one process a rank."""
     make_bert_encoder(out / "bert").save_pretrained(str(out / "encoder"))

@@ -37,7 +37,8 @@ class PoolTargets:
         positives of an anchor that the batch repeats are positives of each of its rows.
 
         Raises:
-            ValueError: If there is no column of candidates, or candidates have ids and the rows no labels.
+            ValueError: If there is no column of candidates, if candidates have ids and the rows no labels, or rows of
+                plain columns have labels or scores.
         """
         if len(features) < 2:
             raise ValueError(f"expected queries and candidates, got {len(features)} text column(s)")
@@ -46,6 +47,11 @@ class PoolTargets:
             if labels is None:
                 raise ValueError("a batch with ids of candidates needs the label ids of its rows, got None")
             return cls(features[1]["ids"], labels, query.get("label_weights"), query.get("filter_ids"))
+        if labels is not None:
+            raise ValueError(
+                f"of plain text columns the second holds positives alone, got labels or scores {tuple(labels.shape)} "
+                "beside them; leave pairs out that are none, and the column"
+            )
         keys = [text_keys(feature) for feature in features[1:]]
         anchors = text_keys(query)
         same_anchor = anchors.unsqueeze(1) == anchors  # (B, B)
