@@ -1,7 +1,9 @@
 from __future__ import annotations
 
 import json
+import shutil
 from dataclasses import replace
+from pathlib import Path
 
 import datasets
 import numpy as np
@@ -11,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import hf_xmc
-from hf_xmc.data import Propensity, XMCDataset
+from hf_xmc.data import Propensity, XMCDataset, load_lf, save_lf
 from hf_xmc.data.storage import LAST_FILE, digests
 from hf_xmc.hub.filters_xmc import NO_PAIRS
 
@@ -256,3 +258,21 @@ def test_a_data_set_saved_to_disk_comes_back(toy, tmp_path):
         XMCDataset.load_from_disk(tmp_path / "saved")
     with pytest.raises(ValueError, match="holds no SHA256SUMS"):
         XMCDataset.load_from_disk(tmp_path)
+
+
+def test_a_tilde_in_a_path_is_the_home_folder(toy, tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    monkeypatch.chdir(tmp_path)
+    toy.save_to_disk("~/saved")
+    save_lf(toy, "~/raw")
+    toy.report().to_json("~/report.json")
+    toy.report().save_png(Path("~/report.png"))
+    shutil.make_archive(str(tmp_path / "home" / "packed"), "zip", tmp_path / "home" / "raw")
+    (tmp_path / "home" / "t.csv").write_text("text,labels\na,x\n")
+    (tmp_path / "home" / "names.txt").write_text("x\n")
+    for folder in ("~/raw", "~/packed.zip"):
+        assert load_lf(folder, cache_dir="~/cache").train["text"][:] == toy.train["text"][:]
+    assert XMCDataset.load_from_disk("~/saved").train["text"][:] == toy.train["text"][:]
+    made = XMCDataset.from_dataset("~/t.csv", text="text", labels="labels", test="~/t.csv", label_texts="~/names.txt")
+    assert made.test["label_ids"][:] == [[0]]
+    assert not (tmp_path / "~").exists() and (tmp_path / "home" / "report.png").is_file()

@@ -309,7 +309,7 @@ class XMCDataset:
         The digests come last, and nothing is loaded without them: after a call that was cut off the folder holds all
         of the old data set, or is refused.
         """
-        with in_one_step(Path(folder), LAST_FILE) as half_made:
+        with in_one_step(folder, LAST_FILE) as half_made:
             self._points().save_to_disk(half_made / "default")
             self.labels.save_to_disk(half_made / "labels")
             for file, content in side_files(self.name, self.propensity, self.filters).items():
@@ -323,7 +323,7 @@ class XMCDataset:
         Raises:
             ValueError: If the folder is not one that it wrote, or a file in it has changed; it is named.
         """
-        folder = Path(folder)
+        folder = Path(folder).expanduser()
         check_digests(folder)
         points, labels = datasets.load_from_disk(folder / "default"), datasets.load_from_disk(folder / "labels")
         return cls._of_points(points, labels, {file: folder / file for file in SIDE_FILES})

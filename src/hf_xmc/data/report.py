@@ -40,7 +40,7 @@ class DataReport:
         """The name and the figures as JSON text, also written to ``path`` if given."""
         text = json.dumps(self.to_dict(), indent=2)
         if path is not None:
-            Path(path).write_text(text + "\n")
+            Path(path).expanduser().write_text(text + "\n")
         return text
 
     def __str__(self) -> str:
@@ -62,7 +62,7 @@ class DataReport:
         points.bar(np.arange(len(self.labels_per_point)), self.labels_per_point, color="tab:orange")
         points.set(title="Labels per point", xlabel="labels of a train row", ylabel="train rows", yscale="log")
         figure.suptitle(self.name)
-        figure.savefig(path, dpi=120)
+        figure.savefig(Path(path).expanduser(), dpi=120)
 
 
 def measure(

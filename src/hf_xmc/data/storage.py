@@ -74,12 +74,13 @@ def read_side_files(paths: dict[str, str | Path], num_rows: dict[str, int], num_
 
 
 @contextmanager
-def in_one_step(folder: Path, last: str) -> Iterator[Path]:
+def in_one_step(folder: str | Path, last: str) -> Iterator[Path]:
     """An empty folder; what is written into it moves to ``folder`` when all is there.
 
     The old file ``last`` goes first and the new one comes last: a folder without it is not whole, so that old files
     and new ones are never taken for one data set. What a killed call left behind is removed.
     """
+    folder = Path(folder).expanduser()
     folder.mkdir(parents=True, exist_ok=True)
     for stale in folder.glob(f"{_HALF_MADE}*"):
         shutil.rmtree(stale, ignore_errors=True)

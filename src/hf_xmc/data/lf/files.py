@@ -114,7 +114,8 @@ def locate(source: str | Path, cache_dir: str | Path | None = None, benchmark: B
     if path.is_dir():
         return _inner_folder(path)
     if path.is_file() and path.name.endswith(ARCHIVE_SUFFIXES):
-        return _inner_folder(_unpack(path, Path(cache_dir or datasets.config.HF_DATASETS_CACHE) / "hf_xmc_unpacked"))
+        cache = Path(cache_dir or datasets.config.HF_DATASETS_CACHE).expanduser()
+        return _inner_folder(_unpack(path, cache / "hf_xmc_unpacked"))
     if path.exists():
         raise ValueError(f"{path} is neither a folder nor an archive ({', '.join(ARCHIVE_SUFFIXES)})")
     if not is_hub_id(source):

@@ -118,7 +118,7 @@ def save_lf(dataset: XMCDataset, folder: str | Path) -> None:
     data set keeps titles apart.
     """
     tables = dict(zip(JSON_FILES, (dataset.train, dataset.test, dataset.labels), strict=True))
-    with in_one_step(Path(folder), JSON_FILES[-1]) as half_made:
+    with in_one_step(folder, JSON_FILES[-1]) as half_made:
         for file, table in tables.items():
             with gzip.open(half_made / file, "wt", encoding="utf-8", compresslevel=6) as lines:
                 lines.writelines(json.dumps(record, ensure_ascii=False) + "\n" for record in _records(table))
@@ -148,7 +148,7 @@ def _checked_fields(fields: Sequence[str], name: str) -> tuple[str, ...]:
 
 
 def _stem(source: str | Path) -> str:
-    name = Path(source).absolute().name
+    name = Path(source).expanduser().absolute().name
     name = name.removesuffix(".gz").removesuffix(".tgz").removesuffix(".tar").removesuffix(".zip")
     return re.sub(r"[^\w.]+|\.\.+|--+", "-", name, flags=re.ASCII)[:96].strip("-.") or "dataset"
 
