@@ -56,7 +56,35 @@ def test_labels_of_a_vocabulary_are_named_in_a_language(tmp_path, capsys, langua
     assert dataset.label_texts.to_pylist() == ["linnut"] and dataset.train["label_ids"][:] == [[0], [0]]
 
 
-def test_an_error_is_one_line_and_exit_code_2(capsys, tmp_path):
+TABLE = ["t.csv", "--text", "text", "--labels", "labels"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["report", "nowhere"], "nowhere does not exist"),
+        (["report", "raw", "--separator", ";"], "--separator is for a table; name its columns by --text and --labels"),
+        (["report", "raw", "--label-texts", "x", "--drop-unseen"], "--label-texts is for a table"),
+        (["report", "raw", "--labels", "labels"], "--labels is for a table"),
+        (["report", *TABLE, "--fields", "title"], "--fields is for a raw LF format"),
+        (["report", "t.csv", "--text", "text"], "--text came without --labels"),
+        (["report", *TABLE, "--language", "en"], "--language came without --label-texts"),
+        (["report", *TABLE, "--json", "nowhere/r.json"], "No such file or directory: 'nowhere/r.json'"),
+        (["report", *TABLE, "--png", "nowhere/r.png"], "No such file or directory: 'nowhere/r.png'"),
+        (["convert", "t.csv", "t.csv", *TABLE[1:]], "File exists: 't.csv'"),
+    ],
+)
+def test_an_error_is_one_line_and_exit_code_2(capsys, tmp_path, monkeypatch, arguments, message):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "t.csv").write_text("text,labels\nlatte,milk\n")
     with pytest.raises(SystemExit) as end:
-        main(["data", "report", str(tmp_path / "nowhere")])
-    assert end.value.code == 2 and "hf-xmc: " in capsys.readouterr().err
+        main(["data", *arguments])
+    told = capsys.readouterr().err
+    assert end.value.code == 2 and told.startswith("hf-xmc: ") and message in told and told.count("\n") == 1
+
+
+def test_a_separator_may_be_a_tab(tmp_path, capsys):
+    (tmp_path / "t.csv").write_text("text;labels\nlatte;milk\tcoffee\n")
+    options = ["--text", "text", "--labels", "labels", "--separator", r"\t"]
+    assert main(["data", "report", str(tmp_path / "t.csv"), *options]) == 0
+    assert "| num labels | 2 |" in capsys.readouterr().out

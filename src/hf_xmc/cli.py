@@ -12,15 +12,19 @@ from hf_xmc.data.tables.skos import read_skos
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command; a ValueError of the library becomes one line on stderr and exit code 2."""
+    """Run the command; what the library or the system refuses becomes one line on stderr and exit code 2."""
     parser = argparse.ArgumentParser(prog="hf-xmc", description="Extreme multi-label classification.")
     add_data_commands(parser.add_subparsers(required=True, metavar="command"))
     options = parser.parse_args(arguments)
     try:
         options.run(options)
-    except ValueError as error:
+    except (ValueError, OSError, ImportError) as error:
         parser.exit(2, f"hf-xmc: {error}\n")
     return 0
+
+
+_RAW_OPTIONS = ("fields", "label_fields")
+_TABLE_OPTIONS = ("labels", "test", "uid", "separator", "label_texts", "language", "drop_unseen")
 
 
 def add_data_commands(commands: Any) -> None:
@@ -32,14 +36,14 @@ def add_data_commands(commands: Any) -> None:
     source.add_argument("source", help="folder or archive in a raw LF format, Hub id, or a table given with --text")
     source.add_argument("--name", help="key of a known benchmark, or a name of your own")
     raw = source.add_argument_group("raw LF formats")
-    raw.add_argument("--fields", nargs="+", default=["title"], help="raw fields of a query text (title [content])")
-    raw.add_argument("--label-fields", nargs="+", default=["title"], help="raw fields of a label text")
+    raw.add_argument("--fields", nargs="+", help="raw fields of a query text (title [content])")
+    raw.add_argument("--label-fields", nargs="+", help="raw fields of a label text (title)")
     table = source.add_argument_group("a CSV, TSV, JSON lines, Parquet or Excel table")
     table.add_argument("--text", nargs="+", help="columns of the query text")
     table.add_argument("--labels", help="column of the labels")
     table.add_argument("--test", help="the test table")
     table.add_argument("--uid", help="column of the rows' own ids")
-    table.add_argument("--separator", help="splits a cell into several labels")
+    table.add_argument("--separator", help="splits a cell into several labels; \\t is a tab")
     table.add_argument("--label-texts", help="file of all labels: a table with uid and text, texts, a map, or SKOS")
     table.add_argument("--language", help="of the label texts, where a SKOS vocabulary has several")
     table.add_argument(
@@ -84,23 +88,36 @@ def _push(options: argparse.Namespace) -> None:
 
 
 def _load(options: argparse.Namespace) -> XMCDataset:
+    given = {name: value for name, value in vars(options).items() if value not in (None, False)}
+    wrong = [name for name in (_TABLE_OPTIONS if options.text is None else _RAW_OPTIONS) if name in given]
+    if wrong:
+        told = "is for a table; name its columns by --text and --labels"
+        told = told if options.text is None else "is for a raw LF format, not for a table given with --text"
+        raise ValueError(f"--{wrong[0].replace('_', '-')} {told}")
     if options.text is None:
-        dataset = load_lf(options.source, fields=options.fields, label_fields=options.label_fields, name=options.name)
-    elif options.labels is None:
-        raise ValueError("--text came without --labels; name the column of the labels, too")
+        fields = {name: given[name] for name in _RAW_OPTIONS if name in given}
+        dataset = load_lf(options.source, name=options.name, **fields)
     else:
-        dataset = XMCDataset.from_dataset(
-            options.source,
-            text=options.text,
-            labels=options.labels,
-            label_texts=read_skos(options.label_texts, options.language) if options.language else options.label_texts,
-            test=options.test,
-            uid=options.uid,
-            separator=options.separator,
-            unseen="drop" if options.drop_unseen else None,
-            name=options.name or "dataset",
-        )
+        dataset = _load_table(options)
     return dataset.make_filters(by=options.filters_by) if options.filters_by else dataset
+
+
+def _load_table(options: argparse.Namespace) -> XMCDataset:
+    if options.labels is None:
+        raise ValueError("--text came without --labels; name the column of the labels, too")
+    if options.language and options.label_texts is None:
+        raise ValueError("--language came without --label-texts; name the SKOS vocabulary, too")
+    return XMCDataset.from_dataset(
+        options.source,
+        text=options.text,
+        labels=options.labels,
+        label_texts=read_skos(options.label_texts, options.language) if options.language else options.label_texts,
+        test=options.test,
+        uid=options.uid,
+        separator=options.separator and options.separator.replace("\\t", "\t"),
+        unseen="drop" if options.drop_unseen else None,
+        name=options.name or "dataset",
+    )
 
 
 if __name__ == "__main__":
