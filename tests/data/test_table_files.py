@@ -178,7 +178,9 @@ def test_a_file_of_two_encodings_or_of_none_is_refused(tmp_path):
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
-        ("t.csv", "", "has no column 'text'; it has"),
+        ("t.csv", "", "t.csv is empty; expected the names of columns, such as text, labels"),
+        ("t.tsv", "", "t.tsv is empty"),
+        ("t.csv", "\n\n", "t.csv is empty"),
         ("t.csv", "text,labels\na,x\nb\n", "t.csv, line 3: 1 cells; the header has 2"),
         ("t.csv", "text,labels\na,x\nb,y,z\n", "t.csv, line 3: 3 cells; the header has 2"),
         ("t.csv", "text,labels\na\rb,x\n", "t.csv, line 2: 1 cells"),

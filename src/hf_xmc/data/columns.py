@@ -64,6 +64,8 @@ def check_names(where: str, header: Sequence[str], columns: Sequence[str]) -> No
     Raises:
         ValueError: Naming the column and those that are there.
     """
+    if list(header) in ([], [""]):
+        raise ValueError(f"{where} is empty; expected the names of columns, such as {', '.join(columns) or 'text'}")
     for name in columns:
         if header.count(name) != 1:
             told = f"no column {name!r}" if name not in header else f"several columns {name!r}"
