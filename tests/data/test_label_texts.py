@@ -86,6 +86,7 @@ def test_every_list_of_texts_gives_the_same_labels(tmp_path):
         ({"sea": 1, "war": 0}, ["war", "sea"]),
         ({0: "war", 1: "sea"}, ["war", "sea"]),
         ({1: "sea", 0: "war"}, ["war", "sea"]),
+        ({"id2label": {0: "war", 1: "sea"}, "label2id": {}}, ["war", "sea"]),
         ({"1": "sea", "0": "war"}, ["war", "sea"]),
         ({np.int64(0): "war", np.int64(1): "sea"}, ["war", "sea"]),
         ({str(id): f"n{id}" for id in sorted(map(str, range(11)))}, ["n0", "n1", *(f"n{id}" for id in range(2, 11))]),

@@ -120,6 +120,10 @@ def test_codes_and_versions_keep_their_zeros(tmp_path):
     ]
 
 
+def test_a_json_array_may_follow_an_empty_line(tmp_path):
+    assert read_rows(file_of(tmp_path, "t.json", '\n[{"text": "a", "labels": ["x"]}]\n')) == [("a", ["x"])]
+
+
 def test_labels_have_one_type_in_all_splits(tmp_path):
     train = file_of(tmp_path, "train.csv", "text,labels\na,1;2\nb,3\nc,\n")
     test = file_of(tmp_path, "test.csv", "text,labels\nd,1\ne,\n")
@@ -153,12 +157,20 @@ def test_quoted_cells_of_csv_hold_line_ends_separators_and_marks(tmp_path):
 
 
 @pytest.mark.parametrize("end", ["\n", "\r\n", "\r"])
-@pytest.mark.parametrize("separator", [",", ";", "\t"])
+@pytest.mark.parametrize("separator", [",", ";", "\t", "|"])
+@pytest.mark.parametrize("named", [False, True])
 @pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16"])
-def test_csv_of_spreadsheets_is_read(tmp_path, end, separator, encoding):
-    lines = [f"text{separator}labels", f"Café{separator}x|y", "", f'"a{separator}b"{separator}y', ""]
+def test_csv_of_spreadsheets_is_read(tmp_path, end, separator, encoding, named):
+    lines = [
+        *[f"sep={separator}"][:named],
+        f"text{separator}labels",
+        f"Café{separator}x/y",
+        "",
+        f'"a{separator}b"{separator}y',
+        "",
+    ]
     path = file_of(tmp_path, "t.csv", end.join(lines).encode(encoding))
-    assert read_rows(path, separator="|") == [("Café", ["x", "y"]), (f"a{separator}b", ["y"])]
+    assert read_rows(path, separator="/") == [("Café", ["x", "y"]), (f"a{separator}b", ["y"])]
 
 
 def test_windows_1252_is_read_and_told(tmp_path):
@@ -181,6 +193,9 @@ def test_a_file_of_two_encodings_or_of_none_is_refused(tmp_path):
         ("t.csv", "", "t.csv is empty; expected the names of columns, such as text, labels"),
         ("t.tsv", "", "t.tsv is empty"),
         ("t.csv", "\n\n", "t.csv is empty"),
+        ("t.csv", "sep=;\ntext;labels\na\n", "t.csv, line 3: 1 cells"),
+        ("t.csv", "text,labels\na,x\n".encode("utf-16-le"), "line 1: it seems to be UTF-16 without a byte-order mark"),
+        ("t.tsv", "text\tlabels\na\tx\n".encode("utf-16-be"), "line 1: it seems to be UTF-16"),
         ("t.csv", "text,labels\na,x\nb\n", "t.csv, line 3: 1 cells; the header has 2"),
         ("t.csv", "text,labels\na,x\nb,y,z\n", "t.csv, line 3: 3 cells; the header has 2"),
         ("t.csv", "text,labels\na\rb,x\n", "t.csv, line 2: 1 cells"),

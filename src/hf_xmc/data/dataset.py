@@ -257,8 +257,8 @@ class XMCDataset:
         """Make a data set of a table of your own.
 
         Every text and label of a file is the string that stands there: no word means "missing", no code becomes a
-        number. CSV may be separated by comma, semicolon or tab; TSV has no quoting. Files are UTF-8 or UTF-16, or
-        else, told in a warning, Windows-1252.
+        number. CSV may be separated by comma, semicolon, tab or "|"; TSV has no quoting. Files are UTF-8 or
+        UTF-16, or else, told in a warning, Windows-1252.
 
         Args:
             dataset: A ``datasets.Dataset``, a pandas frame, an Arrow table, the path of a CSV, TSV, JSON lines,

@@ -1,7 +1,8 @@
 """CSV and TSV files -> tables whose cells are the strings that stand in the file.
 
-No word is read as a missing value, a number or a date. CSV has quotation marks and a separator among comma, semicolon
-and tab, found in its header; TSV has neither quoting nor escapes: a line is a row, a tab ends a cell.
+No word is read as a missing value, a number or a date. CSV has quotation marks and a separator among comma, semicolon,
+tab and "|", found in its header or named in a line "sep=;" before it; TSV has neither quoting nor escapes: a line is a
+row, a tab ends a cell.
 """
 
 from __future__ import annotations
@@ -35,7 +36,10 @@ def read_csv(path: Path, columns: Sequence[str] | None = None) -> pa.Table:
     """
     lines = text_lines(path, newline="")
     header = next(lines, "")
-    rows = _csv_rows(path, chain([header], lines), _separator(path, header, columns))
+    named = re.fullmatch(r"sep=(.)\s*", header)  # Excel's
+    rows = _csv_rows(path, chain([header], lines), named[1] if named else _separator(path, header, columns))
+    if named:
+        next(rows)
     return _table(path, next(rows, (1, []))[1], rows, columns)
 
 
@@ -92,7 +96,7 @@ def _refuse_unquoted(cells: list[str], without_spaces: list[str]) -> None:
 
 def _separator(path: Path, header: str, columns: Sequence[str] | None) -> str:
     """The separator by which the header has the columns, or the most of them."""
-    names = {separator: _cells(header, separator) for separator in ",;\t"}
+    names = {separator: _cells(header, separator) for separator in ",;\t|"}
     for separator, cells in names.items():
         if columns and set(columns) <= set(cells):
             return separator

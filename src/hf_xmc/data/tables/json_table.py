@@ -40,14 +40,15 @@ def read_json_table(path: Path, columns: Sequence[str] | None = None) -> pa.Tabl
 
 
 def _records(path: Path) -> Iterator[dict[str, Any]]:
-    lines = text_lines(path)
+    lines, first = text_lines(path), True
     for number, line in enumerate(lines, 1):
         if not line.strip():
             continue
-        if number == 1 and line.lstrip().startswith("["):
-            yield from _objects(path, 1, _parse(path, 1, line + "".join(lines)))
+        if first and line.lstrip().startswith("["):
+            yield from _objects(path, number, _parse(path, number, line + "".join(lines)))
         else:
             yield from _objects(path, number, [_parse(path, number, line)])
+        first = False
 
 
 def _parse(path: Path, line: int, text: str) -> Any:

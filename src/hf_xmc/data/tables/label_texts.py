@@ -44,6 +44,7 @@ def read_label_texts(source: Any) -> GivenLabels:
             name: [row.get(name) for row in source] for name in dict.fromkeys(name for row in source for name in row)
         }
     if isinstance(source, Mapping):
+        source = source["id2label"] if isinstance(source.get("id2label"), Mapping) else source
         is_table = source and all(isinstance(column, list | tuple) for column in source.values())
         given = _of_table(_table_of_columns(source)) if is_table else _of_map(list(source), list(source.values()))
     elif isinstance(source, datasets.Dataset | pa.Table) or hasattr(source, "columns"):
@@ -141,4 +142,4 @@ def _read_json(path: Path) -> Any:
         return read_table(path, None, WHERE)
     if not isinstance(value, dict | list):
         raise ValueError(f"{path} holds a {type(value).__name__}; expected a map of uid to text, a list or a table")
-    return value.get("id2label", value) if isinstance(value, dict) else value
+    return value

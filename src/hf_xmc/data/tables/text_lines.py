@@ -28,8 +28,8 @@ def text_lines(path: Path, newline: str = "\n") -> Iterator[str]:
     """
     try:
         encoding = _encoding(path)
-        with _opened(path) as file:
-            yield from io.TextIOWrapper(file, encoding, newline=newline)
+        with _opened(path) as file, io.TextIOWrapper(file, encoding, newline=newline) as lines:
+            yield from lines
     except (OSError, EOFError, zlib.error, UnicodeDecodeError) as error:
         raise ValueError(f"{path} cannot be read: {error}") from error
 
@@ -44,6 +44,9 @@ def _encoding(path: Path) -> str:
         for number, line in enumerate(iter(lambda: file.readline(MAX_LINE_BYTES + 1), b""), 1):
             if number == 1 and line.startswith(_UTF16_MARKS):
                 return "utf-16"
+            if number == 1 and 3 * line.count(0) > len(line):
+                told = "it seems to be UTF-16 without a byte-order mark; save it as UTF-8"
+                raise bad_line(path, number, told)
             if len(line) > MAX_LINE_BYTES:
                 raise bad_line(path, number, f"the line is longer than {MAX_LINE_BYTES >> 20} MiB; expected rows")
             if line.isascii():
