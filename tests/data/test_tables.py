@@ -145,3 +145,30 @@ def test_a_table_without_test_can_be_held_out_and_filtered():
 def test_tables_that_cannot_be_read_are_refused(source, arguments, message):
     with pytest.raises(ValueError, match=message):
         XMCDataset.from_dataset(source, **{"text": "query", "labels": "tags"} | arguments)
+
+
+def test_a_list_of_dicts_is_a_table():
+    rows = [{"query": text, "tags": tags, 5: object()} for text, tags in ROWS]
+    dataset = XMCDataset.from_dataset(rows, text="query", labels="tags", test=[{"tags": ["milk"], "query": "chai"}])
+    assert truth_texts(dataset, "train") == [tags for _, tags in ROWS] and dataset.test["text"][:] == ["chai"]
+    with pytest.raises(ValueError, match="train has no column 'text'; it has .'query', 'tags', 5."):
+        XMCDataset.from_dataset(rows, text="text", labels="tags")
+    with pytest.raises(ValueError, match="train, column 'query': .*make its values all one type"):
+        XMCDataset.from_dataset([*rows, {"query": 5}], text="query", labels="tags")
+
+
+@pytest.mark.parametrize("form", ["csv", "tsv", "xlsx"])
+def test_spaces_around_the_names_of_columns_are_no_part_of_them(tmp_path, form):
+    path = tmp_path / f"t.{form}"
+    header, row = ["query ", " tags"], ["latte", "milk"]
+    if form == "xlsx":
+        book = pytest.importorskip("openpyxl").Workbook()
+        for cells in (header, row):
+            book.active.append(cells)
+        book.save(path)
+    else:
+        separator = "," if form == "csv" else "\t"
+        path.write_text(f"{separator.join(header)}\n{separator.join(row)}\n")
+    for text, tags in (("query", "tags"), header):
+        dataset = XMCDataset.from_dataset(path, text=text, labels=tags)
+        assert dataset.train["text"][:] == ["latte"] and truth_texts(dataset, "train") == [["milk"]]

@@ -72,13 +72,21 @@ def check_names(where: str, header: Sequence[str], columns: Sequence[str]) -> No
             raise ValueError(f"{where} has {told}; it has {list(header)}")
 
 
+def trimmed(header: list[str], columns: Sequence[str] | None) -> list[str]:
+    """The names of a file's columns, without white space around them unless the wanted columns have it."""
+    return header if columns is not None and set(columns) <= set(header) else [name.strip() for name in header]
+
+
 def table_of_rows(
-    path: Path, names: Sequence[str], rows: Iterable[Sequence[Any]], types: Sequence[pa.DataType | None] | None = None
+    path: Path | str,
+    names: Sequence[str],
+    rows: Iterable[Sequence[Any]],
+    types: Sequence[pa.DataType | None] | None = None,
 ) -> pa.Table:
     """The rows of a file as a table.
 
     Args:
-        path: What errors call the file.
+        path: What errors call the file or table.
         names: Of the columns.
         rows: One value a column each.
         types: Of the columns; None takes what the values are.
@@ -102,7 +110,7 @@ def _batches(rows: Iterator[Sequence[Any]]) -> Iterator[list[Sequence[Any]]]:
         yield batch
 
 
-def _array(path: Path, name: str, values: Sequence[Any], type: pa.DataType | None) -> pa.Array:
+def _array(path: Path | str, name: str, values: Sequence[Any], type: pa.DataType | None) -> pa.Array:
     try:
         return pa.array(values, type)
     except (pa.ArrowException, UnicodeError, OverflowError) as error:

@@ -261,9 +261,10 @@ class XMCDataset:
         UTF-16, or else, told in a warning, Windows-1252.
 
         Args:
-            dataset: A ``datasets.Dataset``, a pandas frame, an Arrow table, the path of a CSV, TSV, JSON lines,
-                Parquet or Excel file; or a mapping (``DatasetDict``) of "train" and perhaps "test" to those. TSV may
-                lack a header where its two columns are ``text<TAB><uri> <uri>`` (Annif) or ``0,2<TAB>text`` (PECOS).
+            dataset: A ``datasets.Dataset``, a pandas frame, an Arrow table, a list of dicts, the path of a CSV, TSV,
+                JSON lines, Parquet or Excel file; or a mapping (``DatasetDict``) of "train" and perhaps "test" to
+                those. TSV may lack a header where its two columns are ``text<TAB><uri> <uri>`` (Annif) or
+                ``0,2<TAB>text`` (PECOS).
             text: The column of the query text, or several to be joined by a space.
             labels: The column of a row's label or labels: a list, a string that is one as JSON or Python writes it, or
                 a multi-hot row. A label is a string, a whole number, or a dict with its own "text" (or "label") and

@@ -17,7 +17,7 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from hf_xmc.data.columns import check_names, table_of_rows
+from hf_xmc.data.columns import check_names, table_of_rows, trimmed
 from hf_xmc.data.lf.read import MAX_LINE_BYTES, bad_line
 from hf_xmc.data.tables.headerless import find_layout
 from hf_xmc.data.tables.text_lines import text_lines
@@ -98,7 +98,7 @@ def _separator(path: Path, header: str, columns: Sequence[str] | None) -> str:
     """The separator by which the header has the columns, or the most of them."""
     names = {separator: _cells(header, separator) for separator in ",;\t|"}
     for separator, cells in names.items():
-        if columns and set(columns) <= set(cells):
+        if columns and set(columns) <= set(trimmed(cells, columns)):
             return separator
     most = sorted(names, key=lambda separator: -len(names[separator]))
     if len(names[most[0]]) == len(names[most[1]]) > 1:
@@ -115,6 +115,7 @@ def _cells(header: str, separator: str) -> list[str]:
 
 
 def _table(path: Path, header: list[str], rows: Iterable[Row], columns: Sequence[str] | None) -> pa.Table:
+    header = trimmed(header, columns)
     names = header if columns is None else columns
     check_names(str(path), header, names)
     places = [header.index(name) for name in names]

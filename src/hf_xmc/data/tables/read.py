@@ -12,7 +12,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from hf_xmc.data.columns import check_names, column_of, list_lengths
+from hf_xmc.data.columns import check_names, column_of, list_lengths, table_of_rows
 from hf_xmc.data.tables.delimited import read_csv, read_tsv
 from hf_xmc.data.tables.json_table import read_json_table
 from hf_xmc.data.tables.xlsx import read_xlsx
@@ -62,7 +62,8 @@ def read_table(source: Any, columns: Sequence[str] | None, where: str) -> pa.Tab
     """A table with some columns of a ``datasets`` table, pandas frame, Arrow table or file.
 
     Args:
-        source: The table; a file is CSV, TSV, JSON lines, Parquet or Excel, by its suffix.
+        source: The table, or a list of its rows as dicts; a file is CSV, TSV, JSON lines, Parquet or Excel, by its
+            suffix.
         columns: The wanted ones, the texts first and then the labels; None for all.
         where: How errors call the table.
 
@@ -75,6 +76,8 @@ def read_table(source: Any, columns: Sequence[str] | None, where: str) -> pa.Tab
     """
     if isinstance(source, str | Path):
         return _plain_table(_read_file(Path(source).expanduser(), columns), {}, where)
+    if isinstance(source, list) and source and all(isinstance(row, Mapping) for row in source):
+        source = _table_of_dicts(source, columns, where)
     if isinstance(source, datasets.Dataset):
         names = source.column_names if columns is None else columns
         check_names(where, source.column_names, names)
@@ -88,7 +91,7 @@ def read_table(source: Any, columns: Sequence[str] | None, where: str) -> pa.Tab
         return _plain_table(_table_of_frame(source, columns, where), {}, where)
     raise ValueError(
         f"Cannot read a table from a {type(source).__name__}; expected a datasets.Dataset, a pandas frame, an Arrow "
-        "table, or the path of a CSV, TSV, JSON lines, Parquet or Excel file"
+        "table, a list of dicts, or the path of a CSV, TSV, JSON lines, Parquet or Excel file"
     )
 
 
@@ -99,6 +102,13 @@ def _read_file(path: Path, columns: Sequence[str] | None) -> pa.Table:
     if not path.is_file():
         raise ValueError(f"{path} does not exist")
     return reader(path, columns)
+
+
+def _table_of_dicts(source: list[Mapping[str, Any]], columns: Sequence[str] | None, where: str) -> pa.Table:
+    header = list(dict.fromkeys(name for row in source for name in row))
+    names = header if columns is None else columns
+    check_names(where, header, names)
+    return table_of_rows(where, names, ([row.get(name) for name in names] for row in source))
 
 
 def _table_of_frame(frame: Any, columns: Sequence[str] | None, where: str) -> pa.Table:

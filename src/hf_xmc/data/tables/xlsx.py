@@ -9,7 +9,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from hf_xmc.data.columns import check_names, table_of_rows
+from hf_xmc.data.columns import check_names, table_of_rows, trimmed
 
 _PLAIN_FORMATS = ("General", "0", "@")
 
@@ -25,7 +25,7 @@ def read_xlsx(path: Path, columns: Sequence[str] | None = None) -> pa.Table:
             or an error; the cell is named.
     """
     rows = _rows(path)
-    header = [str(cell.value or "") for cell in next(rows, ())]
+    header = trimmed([str(cell.value or "") for cell in next(rows, ())], columns)
     names = [name for name in header if name] if columns is None else columns
     check_names(str(path), header, names)
     places = [header.index(name) for name in names]
