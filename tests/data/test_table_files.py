@@ -200,7 +200,7 @@ def test_a_file_of_two_encodings_or_of_none_is_refused(tmp_path):
         ("t.csv", "text,labels\na,x\nb,y,z\n", "t.csv, line 3: 3 cells; the header has 2"),
         ("t.csv", "text,labels\na\rb,x\n", "t.csv, line 2: 1 cells"),
         ("t.csv", 'text,labels\n"a" b,x\n', "t.csv, line 2: .* write \"\" for a quotation mark"),
-        ("t.csv", 'text,labels\nwar, "x;y"\n', "t.csv, line 2: .* has a space before its quotation mark; write"),
+        ("t.csv", 'text,labels\nwar, "x;y"\n', "t.csv, line 2: .* has a space before its quotation mark; remove it"),
         ("t.csv", 'text, "labels"\nwar,x\n', "t.csv, line 1: .* has a space before"),
         ("t.csv", 'text,labels\n"a,x\nb,y\n', "t.csv, line 3: unexpected end of data"),
         ("t.csv", "text,labels,text\na,x,b\n", "several columns 'text'"),

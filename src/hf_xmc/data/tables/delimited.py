@@ -91,7 +91,7 @@ def _refuse_unquoted(cells: list[str], without_spaces: list[str]) -> None:
     """Refuse a cell that is quoted but for a space before its quotation mark."""
     for cell, other in zip(cells, without_spaces, strict=False):
         if cell != other and _SPACE_AND_QUOTES.fullmatch(cell):
-            raise csv.Error(f"{cell[:80]!r} has a space before its quotation mark")
+            raise csv.Error(f"{cell[:80]!r} has a space before its quotation mark; remove it")
 
 
 def _separator(path: Path, header: str, columns: Sequence[str] | None) -> str:

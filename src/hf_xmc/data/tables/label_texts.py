@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -82,10 +83,10 @@ def _of_map(uids: list[Any], texts: list[Any]) -> GivenLabels:
     if wrong := [uid for uid in uids if not isinstance(uid, str) and not is_integer(uid)]:
         raise ValueError(f"{WHERE} is a map of {wrong[0]!r:.80} ({type(wrong[0]).__name__}); expected uid to text")
     uids = [str(uid) for uid in uids]
-    if len(set(uids)) < len(uids):
-        raise ValueError(
-            f"{WHERE} is a map in which {max(uids, key=uids.count)} stands twice; expected a number a text"
-        )
+    twice, count = Counter(uids).most_common(1)[0] if uids else ("", 1)
+    if count > 1:
+        told = "expected a uid a text (reset_index numbers the rows of a series)"
+        raise ValueError(f"{WHERE} is a map in which {twice} stands twice; {told}")
     order = list(range(len(uids)))
     if all(re.fullmatch(r"0|[1-9]\d*", uid, re.ASCII) for uid in uids):
         order = sorted(order, key=lambda place: int(uids[place]))
