@@ -39,4 +39,5 @@ record = {
     "moved": (model[0].weight - start).abs().max().item(),
 }
 Path(sys.argv[1], f"rank{rank}.json").write_text(json.dumps(record))
+dist.barrier()  # who leaves first must not cut the other off
 dist.destroy_process_group()
