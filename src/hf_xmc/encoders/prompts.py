@@ -7,7 +7,7 @@ from typing import Any
 
 from sentence_transformers import SentenceTransformer
 
-from hf_xmc.hub.filters_xmc import is_integer
+from hf_xmc.hub.checks_xmc import check_batch_size
 
 # As the host's encode_query and encode_document look for them.
 _NAMES = {"query": ("query",), "document": ("document", "passage", "corpus")}
@@ -56,9 +56,7 @@ def encode_options(model: SentenceTransformer, task: str, options: Mapping[str, 
     if unknown:
         known = ", ".join((*HOW, "prompt", "prompt_name"))
         raise ValueError(f"unknown option {', '.join(unknown)}; texts are encoded with {known}")
-    size = options.get("batch_size", 1)
-    if not is_integer(size) or size < 1:
-        raise ValueError(f"batch_size must be an integer of at least 1, got {size!r}")
+    check_batch_size(options.get("batch_size", 1))
     rest = {name: value for name, value in options.items() if name in HOW}
     prompt = prompt_of(model, task, options.get("prompt"), options.get("prompt_name"))
     if prompt is not None and not isinstance(prompt, str):

@@ -132,6 +132,12 @@ def check_options(asked: Iterable[str]) -> None:
         raise ValueError(f"unknown option {', '.join(unknown)}; a call takes batch_size, {', '.join(Request._fields)}")
 
 
+def check_batch_size(batch_size: Any) -> None:
+    """Refuse what is no number of texts to encode at once."""
+    if not is_integer(batch_size) or batch_size < 1:
+        raise ValueError(f"batch_size must be an integer of at least 1, got {batch_size!r}")
+
+
 def _check_numbers(**numbers: Any) -> None:
     for name, value in numbers.items():
         if value is not None and (not isinstance(value, Real) or isinstance(value, bool) or value != value):

@@ -29,8 +29,7 @@ if not __package__:  # imported from the repo's own folder, which is no package:
     sys.modules[__package__].__path__ = [str(Path(__file__).parent)]
 
 from .answers_xmc import RepoParts, answer
-from .checks_xmc import check_options, checked_request, checked_texts
-from .filters_xmc import is_integer
+from .checks_xmc import check_batch_size, check_options, checked_request, checked_texts
 from .repo_xmc import Folder, map_tensors, query_prompt, read_json, required, unit
 
 _ACTIVATIONS: dict[str, Callable[[np.ndarray], np.ndarray]] = {
@@ -75,8 +74,7 @@ class Server(ABC):
         Raises:
             ValueError: For what is no text, or an option with a value that this repo cannot answer.
         """
-        if not is_integer(batch_size) or batch_size < 1:
-            raise ValueError(f"batch_size must be an integer of at least 1, got {batch_size!r}")
+        check_batch_size(batch_size)
         check_options(asked)
         request = checked_request(self.parts, top_k, **asked)
         listed, answers = checked_texts(texts), []

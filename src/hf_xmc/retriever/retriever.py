@@ -328,7 +328,7 @@ class Retriever:
         texts = checked_texts(texts)
         if len(texts) < 2:
             raise ValueError(f"a calibration is fitted on some thousands of texts, at least 2, got {len(texts)}")
-        queries = _queries(parts, checked_texts(texts), **encode)
+        queries = _queries(parts, texts, **encode)
         scores, right = judge_queries(parts, queries, truth, votes, filters)
         report = cross_fitted_report(scores, right)
         self.calibration = FittedCalibration(fit_calibration(scores, right, votes), base_rates(scores, right), report)
