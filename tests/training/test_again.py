@@ -131,6 +131,34 @@ def test_nothing_big_outlives_a_trainer(kind: str, broken_off: bool, tmp_path: P
     assert len(encoder.query_vectors(["war"])) == 1
 
 
+@pytest.mark.parametrize("keep_trainer", [False, True])
+def test_moments_and_unfolded_table_go_when_the_table_is_folded(keep_trainer: bool, tmp_path: Path) -> None:
+    big: dict[str, weakref.ref[Any]] = {}
+
+    class Watch(TrainerCallback):
+        def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+            weight = kwargs["model"][0].embedding.weight
+            optimizer = kwargs["optimizer"].optimizer
+            moments = optimizer.state[weight]
+            kept = {
+                "optimizer": optimizer,
+                "table": weight,
+                "first": moments["exp_avg"],
+                "second": moments["exp_avg_sq"],
+            }
+            big.update({name: weakref.ref(each) for name, each in kept.items()})
+
+    encoder = make_encoder("shared", tmp_path)
+    trainer = make_trainer(encoder, tmp_path, callbacks=[Watch])
+    trainer.train()
+    assert len(big) == 4
+    if not keep_trainer:
+        del trainer
+    gc.collect()
+    assert [name for name, reference in big.items() if reference() is not None] == []
+    assert keep_trainer is False or trainer.evaluate()["eval_loss"] > 0
+
+
 def test_the_optimizer_of_a_user_is_kept(tmp_path: Path) -> None:
     encoder = make_bert_encoder(tmp_path / "bert")
     optimizer = torch.optim.SGD(encoder.parameters(), lr=0.1)

@@ -299,6 +299,7 @@ class XMCTrainer(RowSparseTrainer):
             # What knew the parameters that are gone.
             self.optimizer = self.lr_scheduler = None
             self.callback_handler.optimizer = self.callback_handler.lr_scheduler = None
+            self.accelerator.free_memory()
             self.model_wrapped = self.model
             self.loss = self.override_model_in_loss(self.loss, self.model)
             self._take_up(self.model)
