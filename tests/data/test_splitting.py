@@ -7,7 +7,7 @@ import scipy.sparse as sp
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from hf_xmc.data.pairs import equal_pairs, reversed_pairs
+from hf_xmc.data.pairs import equal_pairs, reversed_pairs, unique_pairs
 from hf_xmc.data.splitting import held_out_rows, normalized_texts, title_keys
 
 
@@ -79,6 +79,13 @@ def test_equal_pairs_are_those_a_double_loop_finds(left, right):
     pairs = equal_pairs(pa.array(left, pa.string()), pa.array(right, pa.string()))
     assert pairs.dtype == np.int64 and pairs.shape[1:] == (2,)
     assert pairs.tolist() == [[i, j] for i, a in enumerate(left) for j, b in enumerate(right) if a and a == b]
+
+
+@given(pairs=st.lists(st.tuples(st.integers(0, 9), st.integers(0, 9)), max_size=30), cut=st.integers(0, 30))
+def test_unique_pairs_are_a_sorted_set(pairs, cut):
+    found = unique_pairs(*(np.array(part, np.int32).reshape(-1, 2) for part in (pairs[:cut], pairs[cut:])))
+    assert found.dtype == np.int64 and found.shape[1:] == (2,)
+    assert list(map(tuple, found.tolist())) == sorted(set(pairs))
 
 
 def slow_reversed_pairs(test_identity, train_identity, truth):

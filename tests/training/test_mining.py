@@ -1,16 +1,19 @@
 from __future__ import annotations
 
 import shutil
+import tracemalloc
 from pathlib import Path
 
 import numpy as np
 import pytest
+import scipy.sparse as sp
 import torch
 from toys import make_bert_encoder, make_static_encoder, make_words_data
 
 from hf_xmc import XMCEncoder, XMCTrainer, XMCTrainingArguments
 from hf_xmc.data.gandalf import label_rows
 from hf_xmc.losses import LabelNeighbors, LabelTerms, UnifiedLoss
+from hf_xmc.training import mining
 from hf_xmc.training.mining import MiningCallback, mine_hard_negatives, nearest_labels
 
 
@@ -29,8 +32,31 @@ def test_mined_labels_are_the_nearest_that_are_not_known(depth: int) -> None:
     rng = np.random.default_rng(0)
     queries, labels = rng.standard_normal((9, 5), dtype=np.float32), rng.standard_normal((12, 5), dtype=np.float32)
     known = {(0, i) for i in range(12)} | {(1, 3), (1, 4), (5, 0), (8, 11)}
-    mined = mine_hard_negatives(queries, labels, np.array(sorted(known)), depth)
+    matrix = np.zeros((9, 12), dtype=np.float32)
+    matrix[tuple(np.array(sorted(known)).T)] = 1
+    mined = mine_hard_negatives(queries, labels, sp.csr_matrix(matrix), depth)
     assert mined.tolist() == slow_mine(queries, labels, known, depth) and mined.dtype == np.int32
+
+
+def test_mining_in_parts_finds_the_same_in_memory_that_does_not_grow_with_the_rows(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    rng = np.random.default_rng(0)
+    queries, labels = rng.standard_normal((6000, 8), dtype=np.float32), rng.standard_normal((300, 8), dtype=np.float32)
+    known = sp.random(6000, 300, density=0.02, format="csr", dtype=np.float32, rng=rng)
+    whole, neighbors = mine_hard_negatives(queries, labels, known, 20), nearest_labels(labels, 10, 290, 5)
+    monkeypatch.setattr(mining, "_ROWS_AT_ONCE", 100)
+    assert (mine_hard_negatives(queries, labels, known, 20) == whole).all()
+    for ours, theirs in zip(nearest_labels(labels, 10, 290, 5), neighbors, strict=True):
+        np.testing.assert_allclose(ours, theirs, atol=1e-6)
+    peaks = []
+    for num_rows in (600, 6000):
+        part = queries[:num_rows], labels, known[:num_rows]
+        tracemalloc.start()
+        mine_hard_negatives(*part, 20)
+        peaks.append(tracemalloc.get_traced_memory()[1] - 4 * 20 * num_rows)  # what is returned grows
+        tracemalloc.stop()
+    assert peaks[1] < 1.5 * peaks[0]
 
 
 @pytest.mark.parametrize(("start", "stop"), [(0, 12), (5, 8), (3, 3)])

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import scipy.sparse as sp
 import torch
 import torch.distributed as dist
 from safetensors.torch import load_file, save_file
@@ -21,22 +23,27 @@ from hf_xmc.losses.label_terms import LabelNeighbors
 from hf_xmc.training.clusters import cluster_order
 
 STATE_FILE = "mining.safetensors"
+_ROWS_AT_ONCE = 4096
 
 
-def mine_hard_negatives(queries: np.ndarray, labels: np.ndarray, known: np.ndarray, depth: int) -> np.ndarray:
+def mine_hard_negatives(queries: np.ndarray, labels: np.ndarray, known: sp.csr_matrix, depth: int) -> np.ndarray:
     """The nearest labels of each row that are neither its positives nor filtered for it.
 
     Args:
         queries: (N, D) float32.
         labels: (L, D) float32.
-        known: (n, 2) int64 pairs (row, label id) to leave out: positives and filter pairs.
+        known: (N, L), an entry for each label to leave out of a row: positives and filter pairs.
         depth: Labels of a row.
 
     Returns:
         (N, depth) int32, nearest first, -1 where there are fewer.
     """
-    ids, _ = LabelIndex(labels).search(queries, depth, filters=known)
-    return ids.astype(np.int32)
+    index = LabelIndex(labels)
+    mined = np.empty((len(queries), depth), dtype=np.int32)
+    for part in _parts(len(queries)):
+        pairs = np.stack(known[part].nonzero(), 1).astype(np.int64)
+        mined[part], _ = index.search(queries[part], depth, filters=pairs)
+    return mined
 
 
 def nearest_labels(labels: np.ndarray, start: int, stop: int, depth: int) -> tuple[np.ndarray, np.ndarray]:
@@ -51,9 +58,17 @@ def nearest_labels(labels: np.ndarray, start: int, stop: int, depth: int) -> tup
     Returns:
         ids (n, K) int32, nearest first, -1 where there are fewer, and cosines (n, K) float32.
     """
-    own = np.stack([np.arange(stop - start), np.arange(start, stop)], 1)
-    ids, cosines = LabelIndex(labels).search(labels[start:stop], depth, filters=own)
-    return ids.astype(np.int32), cosines
+    index, own = LabelIndex(labels), np.arange(start, stop)
+    ids, cosines = np.empty((len(own), depth), dtype=np.int32), np.empty((len(own), depth), dtype=np.float32)
+    for part in _parts(len(own)):
+        pairs = np.stack([np.arange(len(own[part])), own[part]], 1)
+        ids[part], cosines[part] = index.search(labels[own[part]], depth, filters=pairs)
+    return ids, cosines
+
+
+def _parts(num_rows: int) -> Iterator[slice]:
+    """Rows that are searched at once: a search holds their ids and scores, as deep as one has labels to leave out."""
+    return (slice(start, start + _ROWS_AT_ONCE) for start in range(0, num_rows, _ROWS_AT_ONCE))
 
 
 class MiningCallback(TrainerCallback):
@@ -128,12 +143,12 @@ class MiningCallback(TrainerCallback):
 
     def _mine(self, queries: np.ndarray, labels: np.ndarray, depth: int) -> np.ndarray:
         """The hard negatives (N, depth) int32 of all rows; each rank searches for its share."""
-        truth = self.data.to_csr("train").tocoo()
-        pairs = np.stack([truth.row, truth.col], 1).astype(np.int64)
-        known = np.unique(np.concatenate([pairs, self.data.filters["train"]]), axis=0)
+        known = self.data.to_csr("train")
+        if len(self.data.filters["train"]):
+            indptr, indices = self.data.filter_csr("train")
+            known = known + sp.csr_matrix((np.ones(len(indices), np.float32), indices, indptr), shape=known.shape)
         start, stop = share_of(len(queries))
-        own = known[(known[:, 0] >= start) & (known[:, 0] < stop)] - [[start, 0]]
-        return gather_shares(mine_hard_negatives(queries[start:stop], labels, own, depth), len(queries))
+        return gather_shares(mine_hard_negatives(queries[start:stop], labels, known[start:stop], depth), len(queries))
 
     def on_save(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         """Put what was mined beside the model's weights."""
