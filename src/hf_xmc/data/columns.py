@@ -13,12 +13,54 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 BATCH_ROWS = 1 << 16
+# Half of what offsets of 32 bits can tell apart, as what is made of a column may be longer than it is.
+_MAX_SMALL_BYTES = 1 << 30
 
 
 def column_of(dataset: datasets.Dataset, name: str) -> pa.Array:
-    """A whole column as one Arrow array, in the order of the rows after any select, filter or shuffle."""
-    column, rows = dataset.data.column(name).combine_chunks(), row_mapping(dataset)
-    return column if rows is None else column.take(pa.array(rows))
+    """A whole column as one Arrow array, in the order of the rows after any select, filter or shuffle.
+
+    Strings and lists that together take more than a gigabyte are of the large types, with offsets of 64 bits.
+    """
+    column, rows = dataset.data.column(name), row_mapping(dataset)
+    if rows is None:
+        return _joined(column.chunks, column.type)
+    order = None if (np.diff(rows) >= 0).all() else np.argsort(rows, kind="stable")
+    ascending = rows if order is None else rows[order]
+    # Chunk by chunk: joined before they are selected from, they would all be copied.
+    ends = np.cumsum([0, *map(len, column.chunks)])
+    cuts = np.searchsorted(ascending, ends)
+    parts = zip(column.chunks, ends[:-1], cuts[:-1], cuts[1:], strict=True)
+    taken = _joined(
+        [chunk.take(pa.array(ascending[a:b] - first)) for chunk, first, a, b in parts if a < b], column.type
+    )
+    return taken if order is None else taken.take(pa.array(np.argsort(order)))
+
+
+def chunks_of(dataset: datasets.Dataset, name: str) -> pa.ChunkedArray:
+    """As :func:`column_of`, for reading piece by piece: nothing is copied where rows lie as they are."""
+    unchanged = dataset._indices is None
+    return dataset.data.column(name) if unchanged else pa.chunked_array([column_of(dataset, name)])
+
+
+def _joined(arrays: Sequence[pa.Array], type: pa.DataType) -> pa.Array:
+    if sum(array.nbytes for array in arrays) > _MAX_SMALL_BYTES:
+        type = _large(type)
+        arrays = [array.cast(type) for array in arrays]
+    if len(arrays) == 1:
+        return arrays[0]
+    return pa.concat_arrays(arrays) if arrays else pa.array([], type)
+
+
+def _large(type: pa.DataType) -> pa.DataType:
+    """The type with offsets of 64 bits in place of 32."""
+    if pa.types.is_string(type):
+        return pa.large_string()
+    if pa.types.is_binary(type):
+        return pa.large_binary()
+    if pa.types.is_list(type):
+        return pa.large_list(_large(type.value_type))
+    return type
 
 
 def row_mapping(dataset: datasets.Dataset) -> np.ndarray | None:
@@ -34,10 +76,13 @@ def join_texts(columns: Sequence[pa.Array]) -> pa.Array:
     """(N,) strings: the values of each row that are neither null nor empty, joined by a space; "" where all are."""
     if len(columns) == 1:
         return pc.fill_null(columns[0], "")
+    if any(pa.types.is_large_string(column.type) for column in columns):
+        columns = [column.cast(pa.large_string()) for column in columns]
     columns = [pc.if_else(pc.equal(column, ""), None, column) for column in columns]
     # Arrow 26 leaves out a row of nulls alone, so that the array would be shorter.
     columns[0] = pc.if_else(pc.is_null(pc.coalesce(*columns)), "", columns[0])
-    return pc.binary_join_element_wise(*columns, " ", null_handling="skip")
+    space = pa.scalar(" ", columns[0].type)
+    return pc.binary_join_element_wise(*columns, space, null_handling="skip")
 
 
 def list_lengths(lists: pa.Array) -> np.ndarray:

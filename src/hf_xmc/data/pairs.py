@@ -18,7 +18,8 @@ def equal_pairs(left: pa.Array, right: pa.Array) -> np.ndarray:
     Returns:
         int64 (n, 2).
     """
-    codes = pa.chunked_array([left, right], type=pa.string()).combine_chunks().dictionary_encode()
+    both = pa.chunked_array([part.cast(pa.large_string()) for part in (left, right)])
+    codes = both.dictionary_encode().combine_chunks()
     empty = pc.index_in("", codes.dictionary).as_py()
     codes = pc.fill_null(codes.indices, -1).to_numpy(zero_copy_only=False).astype(np.int64)
     codes[codes == (-1 if empty is None else empty)] = -1

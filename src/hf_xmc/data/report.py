@@ -89,6 +89,8 @@ def measure(
         filters: "train" and "test" -> int64 (n, 2) pairs.
     """
     num_labels = len(label_texts)
+    # Of one type, and with room for what is made of them.
+    texts, label_texts = {split: _large(part) for split, part in texts.items()}, _large(label_texts)
     frequencies = np.bincount(truth["train"].indices, minlength=num_labels)  # (L,)
     in_test = np.bincount(truth["test"].indices, minlength=num_labels) > 0  # (L,)
     normalized_labels = normalized_texts(label_texts)
@@ -127,6 +129,10 @@ def measure(
     return DataReport(name, figures, frequencies, np.bincount(np.diff(truth["train"].indptr)))
 
 
+def _large(texts: pa.Array) -> pa.Array:
+    return texts.cast(pa.large_string())
+
+
 def _printed(value: int | float) -> str:
     return f"{value:,}" if isinstance(value, int) else f"{value:.4g}"
 
@@ -155,7 +161,8 @@ def _verbatim_shares(texts: pa.Array, label_texts: pa.Array, truth: sp.csr_matri
     if not truth.nnz:
         return 0.0, 0.0, 0.0
     # A space at both ends makes a substring a run of whole words.
-    texts, label_texts = (pc.binary_join_element_wise("", part, "", " ") for part in (texts, label_texts))
+    nothing, space = (pa.scalar(each, pa.large_string()) for each in ("", " "))
+    texts, label_texts = (pc.binary_join_element_wise(nothing, part, nothing, space) for part in (texts, label_texts))
     labels = label_texts.to_pylist()
     hits = np.empty(truth.nnz, bool)
     for row, text in enumerate(texts.to_pylist()):

@@ -38,7 +38,7 @@ class TokenizedTexts:
     def __init__(
         self,
         preprocess: Callable[..., dict[str, Any]],
-        texts: Sequence[str] | pa.Array,
+        texts: Sequence[str] | pa.Array | pa.ChunkedArray,
         *,
         prompt: str | None = None,
         task: str = "document",
@@ -76,7 +76,9 @@ class TokenizedTexts:
         self.starts = self.lengths.cumsum(0) - self.lengths  # (N,)
 
     @classmethod
-    def of_model(cls, model: Any, texts: Sequence[str], task: str = "document") -> TokenizedTexts:
+    def of_model(
+        cls, model: Any, texts: Sequence[str] | pa.Array | pa.ChunkedArray, task: str = "document"
+    ) -> TokenizedTexts:
         """Those of a ``SentenceTransformer``, with its prompt for the task before each text."""
         return cls(model[0].preprocess, texts, prompt=prompt_of(model, task), task=task, **special_tokens(model))
 

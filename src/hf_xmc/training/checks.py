@@ -12,7 +12,7 @@ from sentence_transformers.base.sampler import BatchSamplers
 from sentence_transformers.sentence_transformer import losses as host_losses
 from torch import nn
 
-from hf_xmc.data.columns import column_of
+from hf_xmc.data.columns import chunks_of
 from hf_xmc.data.dataset import XMCDataset
 from hf_xmc.encoders.classifier import LabelClassifier
 from hf_xmc.losses.pool.base import uses_pool
@@ -125,7 +125,7 @@ def check_data(data: Any) -> XMCDataset:
         )
     if not len(data.train):
         raise ValueError(f"{data.name} has no train rows")
-    for name, texts in (("train", column_of(data.train, "text")), ("labels", data.label_texts)):
+    for name, texts in (("train", chunks_of(data.train, "text")), ("labels", data.label_texts)):
         if not (pa.types.is_string(texts.type) or pa.types.is_large_string(texts.type)):
             raise ValueError(f"the column 'text' of {name} is {texts.type}; expected strings")
         if texts.null_count:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import scipy.sparse as sp
 import torch
 import torch.distributed as dist
@@ -15,6 +16,7 @@ from safetensors.torch import load_file, save_file
 from sentence_transformers import SentenceTransformer
 from transformers import TrainerCallback, TrainerControl, TrainerState
 
+from hf_xmc.data.columns import chunks_of
 from hf_xmc.data.dataset import XMCDataset
 from hf_xmc.distributed import PAD, gather_shares, is_distributed, share_of
 from hf_xmc.encoders.encoder import dual_vectors
@@ -123,11 +125,11 @@ class MiningCallback(TrainerCallback):
 
         @cache
         def queries() -> np.ndarray:
-            return _encode(model, self.data.train["text"][:], "query")
+            return _encode(model, chunks_of(self.data.train, "text"), "query")
 
         @cache
         def labels() -> np.ndarray:
-            return _encode(model, self.data.labels["text"][:], "document")
+            return _encode(model, chunks_of(self.data.labels, "text"), "document")
 
         if self.mined is not None:
             self.mined.copy_(torch.from_numpy(self._mine(queries(), labels(), self.mined.size(1))))
@@ -182,7 +184,7 @@ class MiningCallback(TrainerCallback):
         return {name: tensor for name, tensor in named.items() if tensor is not None}
 
 
-def _encode(model: SentenceTransformer, texts: list[str], task: str) -> np.ndarray:
+def _encode(model: SentenceTransformer, texts: pa.ChunkedArray, task: str) -> np.ndarray:
     """Dual-encoder vectors (n, D) float32 of unit length; each rank encodes its share."""
     start, stop = share_of(len(texts))
     vectors = dual_vectors(model, texts[start:stop], task, show_progress_bar=False)

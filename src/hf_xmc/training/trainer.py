@@ -14,7 +14,7 @@ from torch.utils.data import BatchSampler, DataLoader, SequentialSampler
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.trainer_utils import PredictionOutput, TrainOutput
 
-from hf_xmc.data.columns import column_of
+from hf_xmc.data.columns import chunks_of
 from hf_xmc.data.dataset import XMCDataset
 from hf_xmc.distributed import is_distributed
 from hf_xmc.encoders.encoder import XMCEncoder
@@ -193,7 +193,7 @@ class XMCTrainer(RowSparseTrainer):
         if not self._makes_collator or self.data_collator.row_tokens is not None:
             return
         self.data_collator.row_tokens = TokenizedTexts.of_model(
-            self.model, column_of(self.data.train, "text"), "query"
+            self.model, chunks_of(self.data.train, "text"), "query"
         )
         if self._uses_pool:
             self.data_collator.label_tokens = TokenizedTexts.of_model(self.model, self.data.label_texts)
