@@ -5,9 +5,12 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
+import pytest
 import scipy.sparse as sp
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
-from hf_xmc.data import Propensity
+from hf_xmc.data import Propensity, report
 from hf_xmc.data.report import measure
 
 STATS = Path(__file__).parents[2] / "recipes" / "data" / "lf-gutenberg-science-tiny" / "stats.json"
@@ -31,6 +34,23 @@ def test_the_tiny_set_has_the_figures_of_its_stats(tiny):
     assert abs(figures["label_in_test_text_pairs_share"] - leak["pairs"]) < 5e-5
     assert abs(figures["label_in_test_text_points_any_share"] - leak["points_any"]) < 5e-5
     assert abs(figures["label_in_test_text_points_all_share"] - leak["points_all"]) < 5e-5
+
+
+TEXTS = st.lists(st.lists(st.sampled_from("abc"), max_size=4).map(" ".join), min_size=1, max_size=6)
+
+
+@settings(deadline=None)
+@given(texts=TEXTS, labels=TEXTS, places=st.sampled_from([1, 7, 1 << 22]), data=st.data())
+def test_labels_that_stand_in_a_text_are_those_of_the_loop(texts, labels, places, data):
+    pairs = data.draw(st.sets(st.tuples(st.integers(0, len(texts) - 1), st.integers(0, len(labels) - 1))))
+    truth = np.zeros((len(texts), len(labels)), np.float32)
+    for row, label in pairs:
+        truth[row, label] = 1
+    expected = [labels[l] != "" and f" {labels[l]} " in f" {texts[row]} " for row, l in sorted(pairs)]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(report, "_PLACES_AT_ONCE", places)
+        found = report._verbatim(pa.array(texts), pa.array(labels), sp.csr_matrix(truth))
+    assert found.tolist() == expected
 
 
 def toy_report():

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import tracemalloc
+
 import numpy as np
 import pyarrow as pa
 import pytest
@@ -8,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from hf_xmc.data.pairs import equal_pairs, reversed_pairs, unique_pairs
-from hf_xmc.data.splitting import held_out_rows, normalized_texts, title_keys
+from hf_xmc.data.splitting import held_out_rows, label_seen, normalized_texts, title_keys
 
 
 @pytest.mark.parametrize(
@@ -58,6 +60,23 @@ def test_single_rows_are_held_out_to_the_row():
     keys = pa.array(range(1000))
     assert held_out_rows(keys, 0.1, 0).sum() == 100
     assert (held_out_rows(keys, 0.1, 0) != held_out_rows(keys, 0.1, 1)).any()
+
+
+def test_which_labels_are_seen_is_found_without_a_copy_of_the_truth():
+    truth = sp.random(20_000, 50, density=0.2, format="csr", dtype=np.float32, rng=np.random.default_rng(0))
+    rows = np.arange(20_000) < 3
+    tracemalloc.start()
+    seen = label_seen(truth, rows), label_seen(truth, ~rows)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert [each.tolist() for each in seen] == [(truth[part].toarray() > 0).any(0).tolist() for part in (rows, ~rows)]
+    assert 0 < seen[0].sum() < 50 and peak < truth.indices.nbytes / 2
+
+
+def test_answerable_rows_are_one_table_and_no_heap_of_rows(tiny):
+    test = tiny.hold_out(0.2, by="row", answerable_only=True).test
+    assert len(test) > 200 and test.data.column("text").num_chunks == 1
+    assert test.features == tiny.train.features
 
 
 @pytest.mark.parametrize("fraction", [0, 1, -0.1, 1.5])

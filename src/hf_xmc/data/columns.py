@@ -92,15 +92,24 @@ def list_lengths(lists: pa.Array) -> np.ndarray:
 
 def with_labels(dataset: datasets.Dataset, kept: np.ndarray) -> datasets.Dataset:
     """The same rows with only some entries of ``label_ids`` and ``label_weights``; kept is (nnz,) bool, row by row."""
-    table = dataset.with_format("arrow")[:]
+    table = table_of(dataset)
     ends = np.cumsum(list_lengths(column_of(dataset, "label_ids")))
-    offsets = np.concatenate([[0], np.concatenate([[0], np.cumsum(kept)])[ends]]).astype(np.int32)
+    offsets = np.concatenate([[0], np.concatenate([[0], np.cumsum(kept)])[ends]])
     for name in {"label_ids", "label_weights"} & set(table.column_names):
         values = column_of(dataset, name).flatten().filter(pa.array(kept))
-        lists = pa.ListArray.from_arrays(pa.array(offsets), values)
+        lists = pa.LargeListArray.from_arrays(pa.array(offsets), values)
         place = table.column_names.index(name)
         table = table.set_column(place, name, lists.cast(table.schema.field(name).type))
     return datasets.Dataset(table)
+
+
+def table_of(dataset: datasets.Dataset) -> pa.Table:
+    """All columns, in the order of the rows; nothing is copied where no select, filter or shuffle came before."""
+    if dataset._indices is None:
+        return dataset.data.table
+    table = pa.table({name: column_of(dataset, name) for name in dataset.column_names})
+    schema = dataset.data.table.schema
+    return table.replace_schema_metadata(schema.metadata) if table.schema.equals(schema) else table
 
 
 def check_names(where: str, header: Sequence[str], columns: Sequence[str]) -> None:

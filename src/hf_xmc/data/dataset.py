@@ -139,11 +139,13 @@ class XMCDataset:
     def training_rows(self) -> datasets.Dataset:
         """Train with a column ``row`` (int64, 0 .. N-1): the place to look up filter pairs and mined negatives by."""
         rows = row_mapping(self.train)
-        if rows is None or len(np.unique(rows)) < len(rows):
+        if rows is None or len(rows) > len(self.train.data):
             return self.train.add_column("row", np.arange(len(self.train)))
         # add_column would first copy all mapped rows, at 50,000 a second; a column beneath the mapping costs nothing.
         place = np.full(len(self.train.data), -1)
         place[rows] = np.arange(len(rows))
+        if (place[rows] != np.arange(len(rows))).any():  # a row that stands twice
+            return self.train.add_column("row", np.arange(len(self.train)))
         unmapped = datasets.Dataset(self.train.data, info=self.train.info, split=self.train.split)
         return unmapped.add_column("row", place).select(rows)
 
@@ -192,7 +194,7 @@ class XMCDataset:
         same_uid = self._same_things("train", "uid")
         identity = same_uid if len(same_uid) else own
         self_pairs = part_of(own, held_out), part_of(same_uid, held_out)
-        turned = reversed_pairs(part_of(identity, held_out), part_of(identity, ~held_out), truth[~held_out])
+        turned = reversed_pairs(part_of(identity, held_out), identity[~held_out[identity[:, 0]]], truth)
         test, filtered = self.train.select(np.flatnonzero(held_out)), unique_pairs(*self_pairs, turned)
         if answerable_only:
             test, filtered = answerable(test, filtered, label_seen(truth, ~held_out))

@@ -23,7 +23,7 @@ import numpy as np
 import pyarrow as pa
 import scipy.sparse as sp
 
-from hf_xmc.data.columns import column_of, list_lengths, row_mapping
+from hf_xmc.data.columns import column_of, list_lengths, table_of
 from hf_xmc.data.cooccurrence import binary_truth, checked_truth, soft_targets
 from hf_xmc.data.dataset import XMCDataset
 from hf_xmc.hub.filters_xmc import NO_PAIRS
@@ -178,7 +178,7 @@ def with_label_rows(data: XMCDataset, targets: sp.csr_matrix, label_ids: np.ndar
     Raises:
         ValueError: If the targets have another shape, or values outside (0, 1].
     """
-    train = _table_of(data.train)
+    train = table_of(data.train)
     if "label_weights" not in train.column_names:
         ids = column_of(data.train, "label_ids")
         ones = pa.array(np.ones(len(ids.flatten()), np.float32))
@@ -189,7 +189,7 @@ def with_label_rows(data: XMCDataset, targets: sp.csr_matrix, label_ids: np.ndar
 
 def only_label_rows(data: XMCDataset, targets: sp.csr_matrix, label_ids: np.ndarray | None = None) -> XMCDataset:
     """The data set with label texts *instead of* training rows and their filters; see :func:`with_label_rows`."""
-    schema = _table_of(data.train).schema
+    schema = table_of(data.train).schema
     if "label_weights" not in schema.names:
         schema = schema.append(pa.field("label_weights", pa.list_(pa.float32())))
     train = datasets.Dataset(_label_table(data, targets, label_ids, schema))
@@ -245,12 +245,6 @@ def label_row_statistics(train_truth: sp.csr_matrix, targets: sp.csr_matrix) -> 
     )
 
 
-def _table_of(dataset: datasets.Dataset) -> pa.Table:
-    """All columns, in the order of the rows; nothing is copied where no select, filter or shuffle came before."""
-    rows = row_mapping(dataset)
-    return dataset.data.table if rows is None else dataset.data.table.take(pa.array(rows))
-
-
 def _offsets(lists: pa.Array) -> pa.Array:
     """int32 (N + 1,) bounds of the rows in ``lists.flatten()``."""
     return pa.array(np.concatenate([[0], np.cumsum(list_lengths(lists))]), pa.int32())
@@ -265,7 +259,7 @@ def _label_table(
             f"targets is {targets.shape}; expected ({data.num_labels}, {data.num_labels}), as labels x labels"
         )
     targets = sp.csr_matrix(targets)
-    labels = _table_of(data.labels)
+    labels = table_of(data.labels)
     if label_ids is not None:
         targets, labels = targets[label_ids], labels.take(pa.array(label_ids))
     if targets.nnz and not 0 < targets.data.min() <= targets.data.max() <= 1:

@@ -47,10 +47,21 @@ def reversed_pairs(test_identity: np.ndarray, train_identity: np.ndarray, train_
         int64 (n, 2) rows of (test row, label id), sorted, no pair twice.
     """
     num_labels = train_truth.shape[1]
+    # Of the truth only rows and labels that are one thing with something: all else would be copied for nothing.
+    rows, train_row = np.unique(train_identity[:, 0], return_inverse=True)
+    test_labels = np.unique(test_identity[:, 1])
+    place = np.full(num_labels, -1)
+    place[test_labels] = np.arange(len(test_labels))
+    truth = train_truth[rows].tocoo()
+    kept = (place[truth.col] >= 0) & (truth.data != 0)
+    # (things of train, labels that are things of test)
+    carried = _incidence(np.stack([truth.row[kept], place[truth.col[kept]]], axis=1), (len(rows), len(test_labels)))
     num_test = int(test_identity[:, 0].max(initial=-1)) + 1
-    test = _incidence(test_identity, (num_test, num_labels))
-    train = _incidence(train_identity, train_truth.shape)
-    pairs = ((test @ (train_truth != 0).T.tocsr()) @ train).tocoo()
+    test = _incidence(
+        np.stack([test_identity[:, 0], place[test_identity[:, 1]]], axis=1), (num_test, len(test_labels))
+    )
+    train = _incidence(np.stack([train_row, train_identity[:, 1]], axis=1), (len(rows), num_labels))
+    pairs = ((test @ carried.T.tocsr()) @ train).tocoo()
     return unique_pairs(np.stack([pairs.row, pairs.col], axis=1))
 
 

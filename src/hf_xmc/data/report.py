@@ -15,6 +15,9 @@ import scipy.sparse as sp
 from hf_xmc.data.catalog import Propensity
 from hf_xmc.data.splitting import normalized_texts
 
+# Words that are compared with the first one of a label at once.
+_PLACES_AT_ONCE = 1 << 22
+
 
 @dataclass(frozen=True, eq=False)
 class DataReport:
@@ -160,17 +163,70 @@ def _verbatim_shares(texts: pa.Array, label_texts: pa.Array, truth: sp.csr_matri
     """Shares of the pairs, of the rows with any such pair, and of the rows with labels and such pairs only."""
     if not truth.nnz:
         return 0.0, 0.0, 0.0
-    # A space at both ends makes a substring a run of whole words.
-    nothing, space = (pa.scalar(each, pa.large_string()) for each in ("", " "))
-    texts, label_texts = (pc.binary_join_element_wise(nothing, part, nothing, space) for part in (texts, label_texts))
-    labels = label_texts.to_pylist()
-    hits = np.empty(truth.nnz, bool)
-    for row, text in enumerate(texts.to_pylist()):
-        for place in range(truth.indptr[row], truth.indptr[row + 1]):
-            label = labels[truth.indices[place]]
-            hits[place] = label in text and label != "  "
+    hits = _verbatim(texts, label_texts, truth)
     starts, lengths = truth.indptr[:-1], np.diff(truth.indptr)
     given = lengths > 0
     counts = np.add.reduceat(hits, starts[given], dtype=np.int64)
     num_rows = len(lengths)
     return float(hits.mean()), float((counts > 0).sum() / num_rows), float((counts == lengths[given]).sum() / num_rows)
+
+
+def _verbatim(texts: pa.Array, label_texts: pa.Array, truth: sp.csr_matrix) -> np.ndarray:
+    """(nnz,) bool: whether the words of the label follow one another in the text; of no words they never do."""
+    label_words, label_bounds = _split(label_texts)
+    encoded = label_words.dictionary_encode()
+    label_words = encoded.indices.to_numpy(zero_copy_only=False)  # (W,)
+    degrees = np.diff(truth.indptr).astype(np.int64)  # (N,)
+    spaces = pc.count_substring(texts, " ").to_numpy(zero_copy_only=False)
+    work = np.cumsum(degrees * (1 + spaces))  # places to look at, up to each row
+    hits, first = np.zeros(truth.nnz, bool), 0
+    while first < len(degrees):
+        done = work[first - 1] if first else 0
+        last = max(first + 1, int(np.searchsorted(work, done + _PLACES_AT_ONCE)))
+        words, bounds = _split(texts[first:last])
+        ids = pc.fill_null(pc.index_in(words, value_set=encoded.dictionary), -1).to_numpy(zero_copy_only=False)
+        part = slice(truth.indptr[first], truth.indptr[last])
+        rows = np.repeat(np.arange(last - first), degrees[first:last])  # (n,)
+        labels = truth.indices[part]
+        _mark(
+            hits[part],
+            ids,
+            bounds[rows],
+            bounds[rows + 1],
+            label_words,
+            label_bounds[labels],
+            label_bounds[labels + 1],
+        )
+        first = last
+    return hits
+
+
+def _split(texts: pa.Array) -> tuple[pa.Array, np.ndarray]:
+    """The words of all texts and, int64 (n + 1,), where those of each begin; of an empty text there are none."""
+    words = pc.split_pattern(texts, " ")
+    lengths = pc.list_value_length(words).to_numpy(zero_copy_only=False) * (pc.binary_length(texts).to_numpy() > 0)
+    flat = words.flatten()
+    return flat.filter(pc.not_equal(flat, "")), np.concatenate([[0], np.cumsum(lengths)])
+
+
+def _mark(
+    hits: np.ndarray,
+    words: np.ndarray,
+    starts: np.ndarray,
+    stops: np.ndarray,
+    label_words: np.ndarray,
+    label_starts: np.ndarray,
+    label_stops: np.ndarray,
+) -> None:
+    """Set the hits (n,) of pairs of ``words[start:stop]`` and ``label_words[start:stop]``, (n,) starts and stops."""
+    lengths = label_stops - label_starts
+    places = np.where(lengths > 0, np.maximum(stops - starts - lengths + 1, 0), 0)  # a label can begin at
+    pairs = np.repeat(np.arange(len(hits)), places)
+    at = np.arange(len(pairs)) - np.repeat(np.cumsum(places) - places - starts, places)
+    for offset in range(int(lengths.max(initial=0))):
+        more = lengths[pairs] > offset
+        hits[pairs[~more]] = True
+        pairs, at = pairs[more], at[more]
+        same = words[at + offset] == label_words[label_starts[pairs] + offset]
+        pairs, at = pairs[same], at[same]
+    hits[pairs] = True

@@ -76,14 +76,14 @@ def held_out_rows(keys: pa.Array, fraction: float, seed: int, truth: sp.csr_matr
     target = round(fraction * len(groups))
     order = np.random.default_rng(seed).permutation(len(sizes))
     order = order[sizes[order] <= target]
-    held_out = np.isin(groups, order[np.cumsum(sizes[order]) <= target])
+    held_out = _rows_of(groups, order[np.cumsum(sizes[order]) <= target], len(sizes))
     # A group that leaves takes labels away from the others, so that they are looked at again.
     while truth is not None and held_out.any():
         orphans = np.unique(groups[held_out & ~_has_label(truth, label_seen(truth, ~held_out))])
         if not len(orphans):
             break
         order = order[~np.isin(order, orphans)]
-        held_out = np.isin(groups, order[np.cumsum(sizes[order]) <= target])
+        held_out = _rows_of(groups, order[np.cumsum(sizes[order]) <= target], len(sizes))
     if not held_out.any() or held_out.all():
         raise ValueError(
             f"A held-out part of {fraction} of {len(groups)} rows in {len(sizes)} groups leaves one side empty; "
@@ -94,7 +94,7 @@ def held_out_rows(keys: pa.Array, fraction: float, seed: int, truth: sp.csr_matr
 
 def label_seen(truth: sp.csr_matrix, rows: np.ndarray) -> np.ndarray:
     """(L,) bool: whether a label stands in any of the rows; truth (N, L), rows (N,) bool."""
-    return np.bincount(truth[rows].indices, minlength=truth.shape[1]) > 0
+    return truth.T @ rows.astype(truth.dtype) > 0
 
 
 def answerable(rows: datasets.Dataset, filtered: np.ndarray, seen: np.ndarray) -> tuple[datasets.Dataset, np.ndarray]:
@@ -127,6 +127,13 @@ def answerable(rows: datasets.Dataset, filtered: np.ndarray, seen: np.ndarray) -
         with_labels(rows, kept).select(np.flatnonzero(left)),
         np.stack([place[filtered[:, 0]], filtered[:, 1]], axis=1),
     )
+
+
+def _rows_of(groups: np.ndarray, chosen: np.ndarray, num_groups: int) -> np.ndarray:
+    """(N,) bool: whether the group (N,) of a row is among the chosen."""
+    is_chosen = np.zeros(num_groups, dtype=bool)
+    is_chosen[chosen] = True
+    return is_chosen[groups]
 
 
 def _has_label(truth: sp.csr_matrix, labels: np.ndarray) -> np.ndarray:

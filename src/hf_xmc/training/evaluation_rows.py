@@ -10,7 +10,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from hf_xmc.data.columns import column_of, list_lengths
+from hf_xmc.data.columns import column_of, list_lengths, table_of
 from hf_xmc.data.dataset import XMCDataset
 
 Rows: TypeAlias = datasets.Dataset | datasets.DatasetDict
@@ -60,7 +60,7 @@ def _with_filters(data: XMCDataset) -> datasets.Dataset:
         return data.test
     indptr, indices = data.filter_csr("test")
     lists = pa.ListArray.from_arrays(pa.array(indptr.astype(np.int32)), pa.array(indices))
-    return datasets.Dataset(data.test.with_format("arrow")[:].append_column("filter_ids", lists))
+    return datasets.Dataset(table_of(data.test).append_column("filter_ids", lists))
 
 
 def _check_labels(given: XMCDataset, data: XMCDataset, name: str) -> None:
