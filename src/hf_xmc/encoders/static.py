@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Iterable
+from itertools import chain
 
 import numpy as np
 import torch
@@ -13,7 +13,7 @@ from tokenizers.models import Unigram
 
 from hf_xmc.encoders.pretrained import wordllama_embedding
 from hf_xmc.encoders.shared_static import SharedStaticEmbedding
-from hf_xmc.hub.checks_xmc import checked_texts
+from hf_xmc.encoders.word_counts import WordCounts, count_words
 
 SPACE = "▁"
 UNKNOWN = "<unk>"
@@ -25,6 +25,7 @@ _PAIR_BONUS = 1.0
 _TIE_SHARE = 1e-3
 # Length at which a token's own vector starts, in units of the sum of its pieces.
 _OWN_VECTOR_SHARE = 0.1
+_WORDS_AT_ONCE = _TOKENS_AT_ONCE = 1 << 14
 
 
 def static_embedding(
@@ -57,29 +58,21 @@ def static_embedding(
     tokenizer, vectors = start or wordllama_embedding()
     vectors = _resized(vectors, dimension)
     normalizer = _normalizer()
-    words, pairs = _counted(checked_texts(texts), normalizer)
-    names = list(words)
-    kept = sorted((pair for pair in pairs if pairs[pair] >= min_pair_count), key=lambda pair: (-pairs[pair], pair))
-    vocabulary, fallback = _vocabulary(words, kept, tokenizer)
+    counts = count_words(texts, normalizer)
+    kept = counts.frequent_pairs(min_pair_count)
+    vocabulary, fallback = _vocabulary(counts, kept, tokenizer)
+    pieces, num_pieces = _pieces(counts.words, tokenizer)
+    parts, indptr = _shared_rows(pieces, num_pieces, kept, fallback)
 
-    pieces = [encoding.ids for encoding in tokenizer.encode_batch(names, add_special_tokens=False)]
-    shared = _shared_rows(names, kept, pieces, fallback, first_piece=len(vocabulary))
-    parts = [[token, *rows] for token, rows in enumerate(shared)]
-    lengths = torch.tensor([len(rows) for rows in parts])
-    indptr = torch.cat([lengths.new_zeros(1), lengths.cumsum(0)])
-    flat = torch.tensor([row for rows in parts for row in rows])
-
-    vectors = vectors * _rarity(words, pieces, len(vectors), smoothing)
-    start_rows = torch.cat([vectors.new_zeros(len(vocabulary), vectors.size(1)), vectors])
-    # Own vectors are not zero: where token dropout leaves a text nothing else, their sum must have a direction.
-    lengths = F.embedding_bag(flat, start_rows, indptr[:-1], mode="sum").norm(dim=1, keepdim=True)  # (V, 1)
-    directions = F.normalize(torch.randn(len(lengths), vectors.size(1), generator=torch.Generator().manual_seed(0)))
-    table = torch.cat([_OWN_VECTOR_SHARE * lengths * directions, vectors])  # (U, D)
+    vectors = vectors * _rarity(counts.counts, pieces, num_pieces, len(vectors), smoothing)
+    table = vectors.new_empty(len(vocabulary) + len(vectors), vectors.size(1))  # (U, D)
+    _fill_own(table[: len(vocabulary)], vectors, parts, indptr)
+    table[len(vocabulary) :] = vectors
 
     own = Tokenizer(Unigram(vocabulary, unk_id=0, byte_fallback=False))
     own.normalizer = normalizer
-    own.pre_tokenizer = pre_tokenizers.Metaspace(replacement=SPACE, prepend_scheme="always", split=not kept)
-    return SharedStaticEmbedding(own, table, indptr, flat)
+    own.pre_tokenizer = pre_tokenizers.Metaspace(replacement=SPACE, prepend_scheme="always", split=not len(kept))
+    return SharedStaticEmbedding(own, table, indptr, parts)
 
 
 def _resized(vectors: torch.Tensor, dimension: int | None) -> torch.Tensor:
@@ -92,59 +85,98 @@ def _resized(vectors: torch.Tensor, dimension: int | None) -> torch.Tensor:
     return vectors / vectors.norm(dim=1).mean()
 
 
-def _counted(texts: list[str], normalizer: normalizers.Normalizer) -> tuple[Counter[str], Counter[tuple[str, str]]]:
-    """How often each word occurs, and each two side by side."""
-    words, pairs = Counter[str](), Counter[tuple[str, str]]()
-    for text in texts:
-        split = normalizer.normalize_str(text).split()
-        words.update(split)
-        pairs.update(zip(split, split[1:], strict=False))
-    if not words:
-        raise ValueError("the texts hold no word to make a vocabulary of")
-    return words, pairs
-
-
 def _vocabulary(
-    words: Counter[str], kept: list[tuple[str, str]], tokenizer: Tokenizer
-) -> tuple[list[tuple[str, float]], list[int]]:
+    counts: WordCounts, kept: np.ndarray, tokenizer: Tokenizer
+) -> tuple[list[tuple[str, float]], np.ndarray]:
     """V tokens with their scores: unknown, words, pairs, pieces; and the rows of those pieces in the start."""
-    counts = np.array(list(words.values()), dtype=np.float64)  # (W,)
-    scores = dict(zip(words, np.log(counts / counts.sum()).tolist(), strict=True))
+    words, numbers = counts.words, counts.counts.astype(np.float64)  # (W,)
+    scores = np.log(numbers / numbers.sum())
     # Else "a b" + "c" and "a" + "b c" score alike and rounding chooses between them, which a saved file does not keep.
     bonus = _PAIR_BONUS * (1 + _TIE_SHARE * np.linspace(1, 0, len(kept)))  # the more frequent pair wins
+    pair_scores = scores[kept[:, 0]] + scores[kept[:, 1]] + bonus
     vocabulary = [(UNKNOWN, 2 * _PIECE_SCORE)]
-    vocabulary += [(SPACE + name, score) for name, score in scores.items()]
+    vocabulary += [(SPACE + name, score) for name, score in zip(words, scores.tolist(), strict=True)]
     vocabulary += [
-        (f"{SPACE}{a}{SPACE}{b}", scores[a] + scores[b] + more) for (a, b), more in zip(kept, bonus, strict=True)
+        (f"{SPACE}{words[a]}{SPACE}{words[b]}", score)
+        for (a, b), score in zip(kept.tolist(), pair_scores.tolist(), strict=True)
     ]
-    known = {token for token, _ in vocabulary}
-    in_order = sorted(tokenizer.get_vocab().items(), key=lambda item: item[1])  # it comes in another at every call
+    pieces = tokenizer.get_vocab()
+    known = {token for token, _ in vocabulary if token in pieces}
+    in_order = sorted(pieces.items(), key=lambda item: item[1])  # it comes in another at every call
     fallback = [(token, row) for token, row in in_order if token not in known and token.strip()]
     vocabulary += [(token, _PIECE_SCORE) for token, _ in fallback]
-    return vocabulary, [row for _, row in fallback]
+    return vocabulary, np.array([row for _, row in fallback], dtype=np.int64)
+
+
+def _pieces(words: list[str], tokenizer: Tokenizer) -> tuple[np.ndarray, np.ndarray]:
+    """The rows of the start that the words are made of, int64 one word after the other, and how many of each (W,)."""
+    flat, lengths = [np.zeros(0, dtype=np.int64)], []
+    for start in range(0, len(words), _WORDS_AT_ONCE):
+        encoded = tokenizer.encode_batch(words[start : start + _WORDS_AT_ONCE], add_special_tokens=False)
+        ids = [encoding.ids for encoding in encoded]
+        lengths += [len(each) for each in ids]
+        flat.append(np.fromiter(chain.from_iterable(ids), np.int64))
+    return np.concatenate(flat), np.array(lengths)
 
 
 def _shared_rows(
-    names: list[str], kept: list[tuple[str, str]], pieces: list[list[int]], fallback: list[int], first_piece: int
-) -> list[list[int]]:
-    """Of each of V tokens the rows it shares; the table has a vector of its own for each token, then the pieces."""
-    of_word = {name: [first_piece + row for row in ids] for name, ids in zip(names, pieces, strict=True)}
-    own_row = {name: 1 + row for row, name in enumerate(names)}
-    shared: list[list[int]] = [[]] + [of_word[name] for name in names]
-    shared += [[own_row[a], *of_word[a], own_row[b], *of_word[b]] for a, b in kept]
-    return shared + [[first_piece + row] for row in fallback]
+    pieces: np.ndarray, num_pieces: np.ndarray, kept: np.ndarray, fallback: np.ndarray
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """The rows (nnz,) that each of V tokens shares, and int64 (V + 1,) where they begin.
 
-
-def _rarity(words: Counter[str], pieces: list[list[int]], num_pieces: int, smoothing: float) -> torch.Tensor:
-    """(P, 1), ``a / (a + p)`` of each piece."""
-    counts = np.zeros(num_pieces)
-    np.add.at(
-        counts,
-        np.array([row for ids in pieces for row in ids], dtype=np.int64),
-        np.repeat(np.array(list(words.values()), dtype=np.float64), [len(ids) for ids in pieces]),
+    The table has a vector of its own for each token, then the pieces. A word is its own and its pieces, a pair its own
+    and those of its words.
+    """
+    num_words, first_piece = len(num_pieces), 1 + len(num_pieces) + len(kept) + len(fallback)
+    words, word_lengths = _led_by(1 + np.arange(num_words), first_piece + pieces, num_pieces)
+    starts = np.cumsum(word_lengths) - word_lengths
+    of_pairs = _ranges(starts[kept.ravel()], word_lengths[kept.ravel()])
+    pairs, pair_lengths = _led_by(
+        1 + num_words + np.arange(len(kept)), words[of_pairs], word_lengths[kept].sum(axis=1)
     )
-    share = torch.from_numpy(counts / max(counts.sum(), 1)).float().unsqueeze(1)
+    rest, rest_lengths = _led_by(
+        np.arange(first_piece - len(fallback), first_piece), first_piece + fallback, np.ones_like(fallback)
+    )
+    parts = np.concatenate([[0], words, pairs, rest])
+    lengths = np.concatenate([[0, 1], word_lengths, pair_lengths, rest_lengths])
+    return torch.from_numpy(parts), torch.from_numpy(np.cumsum(lengths))
+
+
+def _led_by(leaders: np.ndarray, flat: np.ndarray, lengths: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Lists, given one after the other with their lengths, each with its leader in front; and their new lengths."""
+    starts = np.cumsum(lengths) - lengths
+    return np.insert(flat, starts, leaders), lengths + 1
+
+
+def _ranges(starts: np.ndarray, lengths: np.ndarray) -> np.ndarray:
+    """``start, start + 1, ...`` of each range, one after the other."""
+    return np.arange(lengths.sum()) + np.repeat(starts - (np.cumsum(lengths) - lengths), lengths)
+
+
+def _rarity(
+    counts: np.ndarray, pieces: np.ndarray, num_pieces: np.ndarray, num_rows: int, smoothing: float
+) -> torch.Tensor:
+    """(P, 1), ``a / (a + p)`` of each piece."""
+    totals = np.bincount(pieces, np.repeat(counts, num_pieces), minlength=num_rows)
+    share = torch.from_numpy(totals / max(totals.sum(), 1)).float().unsqueeze(1)
     return smoothing / (smoothing + share)
+
+
+def _fill_own(own: torch.Tensor, vectors: torch.Tensor, parts: torch.Tensor, indptr: torch.Tensor) -> None:
+    """Set the own vectors (V, D): of random directions, a share of the length of the sum of a token's pieces.
+
+    They are not zero: where token dropout leaves a text nothing else, their sum must have a direction.
+    """
+    generator = torch.Generator().manual_seed(0)
+    start_rows = torch.cat([vectors.new_zeros(1, vectors.size(1)), vectors])  # all own vectors count as zero
+    # The last block is the longest, as fewer than 16 random numbers would be drawn in another way.
+    starts = [block * _TOKENS_AT_ONCE for block in range(max(1, len(own) // _TOKENS_AT_ONCE))]
+    for start, stop in zip(starts, [*starts[1:], len(own)], strict=True):
+        rows = (parts[indptr[start] : indptr[stop]] - len(own) + 1).clamp(min=0)
+        bounds = indptr[start:stop] - indptr[start]
+        lengths = F.embedding_bag(rows, start_rows, bounds, mode="sum").norm(dim=1, keepdim=True)  # (n, 1)
+        directions = F.normalize(torch.randn(stop - start, own.size(1), generator=generator))
+        own[start:stop] = _OWN_VECTOR_SHARE * lengths * directions
 
 
 def _normalizer() -> normalizers.Normalizer:
