@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
@@ -15,6 +16,17 @@ from toys import TINY, make_bert_encoder, make_static_encoder, make_words_data
 import hf_xmc
 
 pytest_plugins = ["fake_hub"]
+
+
+@pytest.fixture(autouse=True, scope="module")
+def garbage_is_looked_for_in_what_is_new() -> None:
+    """The trainer collects garbage at each turn, and what was imported takes longer to look through than a step."""
+    gc.collect()
+    gc.freeze()
+
+
+def pytest_sessionfinish() -> None:
+    gc.unfreeze()
 
 
 @pytest.fixture(scope="session")

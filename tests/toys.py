@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import cache
 from pathlib import Path
 
 import datasets
@@ -58,6 +59,7 @@ def make_bert_encoder(folder: Path, dropout: float = 0.0, seed: int = 0) -> hf_x
     return hf_xmc.XMCEncoder(modules=[transformer, Pooling(transformer.get_embedding_dimension())], device="cpu")
 
 
+@cache
 def make_words_data(num_rows: int = 64) -> hf_xmc.XMCDataset:
     rng = np.random.default_rng(0)
     pairs = [sorted(rng.choice(len(WORDS), 2, replace=False).tolist()) for _ in range(num_rows + 16)]
