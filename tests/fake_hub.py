@@ -2,7 +2,7 @@
 
 `huggingface_hub` reads HF_ENDPOINT when it is first imported, so code that is to talk to the fake Hub runs in a
 process of its own: `hub.run("from hf_xmc import XMCDataset; ...")`. What was pushed is then in `hub.files(repo_id,
-    repo_type)`.
+repo_type)`.
 """
 
 from __future__ import annotations
@@ -12,8 +12,7 @@ import hashlib
 import json
 import os
 import re
-import subprocess
-import sys
+import shutil
 import threading
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -23,8 +22,10 @@ from typing import Any
 from urllib.parse import parse_qs, unquote, urlsplit
 
 import pytest
+from forks import Forks
 
 LFS_SUFFIXES = (".safetensors", ".parquet", ".faiss", ".bin", ".npz", ".npy", ".arrow", ".gz", ".zip", ".png")
+WITHOUT_US = "import sys; sys.modules |= dict.fromkeys(['hf_xmc', 'sentence_transformers'])\n"
 DATE = "2026-01-01T00:00:00.000Z"
 
 
@@ -72,14 +73,24 @@ class FakeHub:
         self.server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
         self.server.daemon_threads = True
         self.url = f"http://127.0.0.1:{self.server.server_port}"
+        self.forks = Forks(["hf_xmc", "toys"], self.environment(), home.parent)
+        self.bare_forks = Forks(["transformers.pipelines"], self.environment(), home.parent)
 
     def __enter__(self) -> FakeHub:
         threading.Thread(target=self.server.serve_forever, daemon=True).start()
         return self
 
     def __exit__(self, *_: object) -> None:
+        self.forks.close()
+        self.bare_forks.close()
         self.server.shutdown()
         self.server.server_close()
+
+    def empty(self) -> None:
+        """No repo, and nothing of one in the cache."""
+        self.repos.clear()
+        self.lfs.clear()
+        shutil.rmtree(self.home, ignore_errors=True)
 
     def environment(self) -> dict[str, str]:
         """The environment of a process whose Hub this is, with a cache of its own."""
@@ -99,13 +110,13 @@ class FakeHub:
             "NO_PROXY": "127.0.0.1",
         }
 
-    def run(self, code: str, *arguments: object, timeout: float = 240) -> str:
+    def run(self, code: str, *arguments: object) -> str:
         """Runs Python code in a process of its own; returns its stdout, raises with its stderr where it fails."""
-        command = [sys.executable, "-c", code, *map(str, arguments)]
-        done = subprocess.run(command, env=self.environment(), capture_output=True, text=True, timeout=timeout)
-        if done.returncode:
-            raise AssertionError(f"the process ended with {done.returncode}:\n{done.stderr[-4000:]}")
-        return done.stdout
+        return self.forks.run(code, *arguments)
+
+    def run_bare(self, code: str, *arguments: object) -> str:
+        """The same in a process that has no hf_xmc and no sentence-transformers."""
+        return self.bare_forks.run(WITHOUT_US + code, *arguments)
 
     def files(self, repo_id: str, repo_type: str = "model") -> dict[str, bytes]:
         """Path -> content of the last commit."""
@@ -117,11 +128,29 @@ class FakeHub:
         self.repos[repo_type, repo_id].commit(files)
 
 
-@pytest.fixture
-def fake_hub(tmp_path: Path) -> Iterator[FakeHub]:
-    """A fresh, empty Hub."""
-    with FakeHub(tmp_path / "hf_home") as hub:
+@pytest.fixture(scope="session")
+def one_hub(tmp_path_factory: pytest.TempPathFactory) -> Iterator[FakeHub]:
+    with FakeHub(tmp_path_factory.mktemp("hub") / "hf_home") as hub:
         yield hub
+
+
+@pytest.fixture
+def fake_hub(one_hub: FakeHub) -> FakeHub:
+    """An empty Hub."""
+    one_hub.empty()
+    return one_hub
+
+
+@pytest.fixture(scope="session")
+def forks(one_hub: FakeHub) -> Forks:
+    """Processes that have imported the package, and have no other Hub than the fake one."""
+    return one_hub.forks
+
+
+@pytest.fixture(scope="session")
+def bare_forks(one_hub: FakeHub) -> Forks:
+    """Processes that have imported transformers, and nothing of ours."""
+    return one_hub.bare_forks
 
 
 def _is_lfs(path: str) -> bool:

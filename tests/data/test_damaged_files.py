@@ -162,7 +162,7 @@ def test_a_saved_data_set_with_any_byte_changed_is_refused_by_the_file(saved, tm
         XMCDataset.load_from_disk(folder)
 
 
-def test_a_side_file_of_another_data_set_is_refused_by_its_name(fake_hub, toy, saved):
+def test_a_side_file_of_another_data_set_is_refused_by_its_name(toy, saved):
     from hf_xmc.data.storage import SIDE_FILES, read_side_files
 
     paths = {file: saved / file for file in SIDE_FILES}

@@ -1,10 +1,9 @@
-"""Answers of saved repos through doors, in a process that may lack hf_xmc, FAISS or torch.
-
-    python door_worker.py JOB.json
+"""Answers of saved repos through doors, in a process that may lack hf_xmc, FAISS or torch: its argument is JOB.json.
 
 JOB: {"encoders": {folder of an encoder: [folders of repos with it]}, "texts": [...], "asked": [[batch size, number of
 texts, options], ...], "missing": [module, ...], "doors": [...], "out": file}. Doors are "pipeline", "static", "onnx"
-and "package". An encoder is loaded once; the repos with it differ in all the rest.
+and "package". An encoder is loaded once; the repos with it differ in all the rest. In the file that is written, an
+answer is called "door folder number of the call".
 """
 
 from __future__ import annotations
@@ -15,6 +14,8 @@ from collections.abc import Callable
 from importlib import import_module
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 Ask = Callable[..., list[Any]]
 
@@ -58,13 +59,10 @@ def package_door(first: Path) -> Callable[[Path], Ask]:
     return opened
 
 
-def main(job: dict[str, Any]) -> dict[str, Any]:
-    """Door -> repo -> answers; a repo that a door is not made for is left out."""
-    given: dict[str, Any] = {door: {} for door in job["doors"]}
+def main(job: dict[str, Any]) -> dict[str, np.ndarray]:
+    """What each door answers; a repo that a door is not made for is left out."""
+    given: dict[str, np.ndarray] = {}
     for door in job["doors"]:
-        if door == "package":  # which the others must do without
-            for name in {"hf_xmc", "sentence_transformers"} & set(sys.modules):
-                del sys.modules[name]
         for first, folders in job["encoders"].items():
             is_static = json.loads((Path(first) / "modules.json").read_text())[0]["type"].endswith("StaticEmbedding")
             if door in ("static", "onnx") and is_static != (door == "static"):
@@ -76,19 +74,28 @@ def main(job: dict[str, Any]) -> dict[str, Any]:
             else:
                 opened = server_door(Path(first), {"static": "StaticServer", "onnx": "OnnxServer"}[door])
             for folder in folders:
-                given[door][folder] = answers_of(opened(Path(folder)), job["texts"], job["asked"])
+                for call, answers in enumerate(answers_of(opened(Path(folder)), job["texts"], job["asked"])):
+                    given[f"{door} {folder} {call}"] = answers
     return given
 
 
-def answers_of(ask: Ask, texts: list[str], asked: list[Any]) -> list[Any]:
-    """For each call the id, score and probability of each label of each text."""
+def answers_of(ask: Ask, texts: list[str], asked: list[Any]) -> list[np.ndarray]:
+    """For each call (texts, top_k, 3): id, score and probability, NaN where there is none."""
     return [
-        [[(a["label_id"], a["score"], a.get("probability")) for a in line] for line in ask(texts[:n], size, **options)]
-        for size, n, options in asked
+        np.array(
+            [
+                [(label["label_id"], label["score"], label.get("probability", np.nan)) for label in line]
+                for line in ask(texts[:count], size, **options)
+            ]
+        )
+        for size, count, options in asked
     ]
 
 
 if __name__ == "__main__":
     job = json.loads(Path(sys.argv[1]).read_text())
+    if job["missing"]:  # also for what was imported before
+        for name in [name for name in sys.modules if name.split(".")[0] == "hf_xmc"]:
+            del sys.modules[name]
     sys.modules |= dict.fromkeys(job["missing"])
-    Path(job["out"]).write_text(json.dumps(main(job)))
+    np.savez(job["out"], **main(job))

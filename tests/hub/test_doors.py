@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
 import subprocess
 import sys
@@ -13,6 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from forks import Forks
 from sentence_transformers import SentenceTransformer
 from sentence_transformers.sentence_transformer.modules import Pooling
 from toys import WORDS, make_bert_encoder, make_static_encoder, make_words_data
@@ -131,19 +131,14 @@ print(json.dumps(answers))
 )
 
 
-def ask(code: str, repos: dict[str, Any], tmp_path: Path, *missing: str) -> dict[str, Any]:
+def arguments_of(repos: dict[str, Any]) -> list[str]:
     folders = {name: str(folder) for name, (folder, _, _) in repos.items()}
-    calls = {name: calls_of(name) for name in repos}
-    arguments = [*map(json.dumps, (folders, calls, TEXTS)), *missing]
-    env = os.environ | {"HF_HUB_OFFLINE": "1", "HF_MODULES_CACHE": str(tmp_path / "modules")}
-    done = subprocess.run([sys.executable, "-c", code, *arguments], env=env, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr[-3000:]
-    return json.loads(done.stdout.splitlines()[-1])
+    return [*map(json.dumps, (folders, {name: calls_of(name) for name in repos}, TEXTS))]
 
 
 @pytest.mark.slow
-def test_a_process_with_only_transformers_answers_the_same(repos: dict, tmp_path: Path) -> None:
-    answers = ask(PIPELINE, repos, tmp_path, "faiss")
+def test_a_process_with_only_transformers_answers_the_same(repos: dict, bare_forks: Forks) -> None:
+    answers = json.loads(bare_forks.run(PIPELINE, *arguments_of(repos), "faiss").splitlines()[-1])
     for name, (_, _, expected) in repos.items():
         for theirs in answers[name]:
             assert_same(expected, theirs, name)
@@ -151,9 +146,12 @@ def test_a_process_with_only_transformers_answers_the_same(repos: dict, tmp_path
 
 
 @pytest.mark.slow
-def test_a_process_without_torch_answers_the_same_from_static_repos(repos: dict, tmp_path: Path) -> None:
+def test_a_process_without_torch_answers_the_same_from_static_repos(repos: dict) -> None:
     static = {name: repo for name, repo in repos.items() if name.startswith("static")}
-    answers = ask(SERVER, static, tmp_path, "torch", "transformers", "faiss")
+    command = [sys.executable, "-c", SERVER, *arguments_of(static), "torch", "transformers", "faiss"]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-3000:]
+    answers = json.loads(done.stdout)
     for name, (_, _, expected) in static.items():
         for theirs in answers[name]:
             assert_same(expected, theirs, name)

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import itertools
-import os
-import subprocess
-import sys
+import signal
 import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+from forks import Forks
 from toys import WORDS, make_static_encoder, make_words_data
 
 import hf_xmc
@@ -37,7 +36,6 @@ def answers(ask: Callable[..., Any]) -> list[Any]:
     return [[(label["label"], round(label["score"], 5)) for label in line] for line in ask(WORDS, top_k=3)]
 
 
-# Forks in a process of its own, whose torch has no threads that a fork would lack.
 KILLED = """
 import os, signal, sys
 from hf_xmc import Retriever
@@ -62,7 +60,7 @@ MOVES = (0, 1, 10, 17, 20)
 
 
 @pytest.fixture(scope="module")
-def killed(tmp_path_factory: pytest.TempPathFactory) -> dict[int, Path]:
+def killed(forks: Forks, tmp_path_factory: pytest.TempPathFactory) -> dict[int, Path]:
     """Folders over which another retriever was saved by a process killed when so many files had been put in place."""
     root = tmp_path_factory.mktemp("killed")
     make_retriever(2).save_pretrained(root / "other")
@@ -70,8 +68,7 @@ def killed(tmp_path_factory: pytest.TempPathFactory) -> dict[int, Path]:
     for folder in folders.values():
         make_retriever(1).save_pretrained(folder)
     saves = [f"{moves}:{folder}" for moves, folder in folders.items()]
-    command = [sys.executable, "-c", KILLED, str(root / "other"), *saves]
-    subprocess.run(command, env=os.environ | {"OMP_NUM_THREADS": "1"}, check=True, timeout=300)
+    forks.run(KILLED, root / "other", *saves)
     return folders
 
 
@@ -106,27 +103,28 @@ while True:
 
 
 @pytest.mark.slow
-def test_who_reads_beside_a_writer_gets_the_one_save_or_the_other(tmp_path: Path) -> None:
+def test_who_reads_beside_a_writer_gets_the_one_save_or_the_other(forks: Forks, tmp_path: Path) -> None:
     both = [make_retriever(1), make_retriever(2)]
     for number, retriever in enumerate(both):
         retriever.save_pretrained(tmp_path / str(number))
     both[0].save_pretrained(tmp_path / "repo")
     expected = [answers(retriever.predict) for retriever in both]
-    folders = [str(tmp_path / name) for name in ("0", "1", "repo")]
-    with subprocess.Popen([sys.executable, "-c", WRITER, *folders], stdout=subprocess.PIPE, text=True) as writer:
-        try:
-            assert writer.stdout is not None and writer.stdout.readline() == "begun\n"
-            seen, stop = set(), time.monotonic() + 60
-            for read in itertools.count():
-                if (len(seen) == 2 and read >= 10) or time.monotonic() > stop:
-                    break
-                for open_door in (DOORS["package"], DOORS["server"]):
-                    try:
-                        found = answers(open_door(tmp_path / "repo"))
-                    except ValueError as error:  # a writer with so short a pause may outrun the waiting
-                        assert "a save was cut off" in str(error)
-                        continue
-                    seen.add(expected.index(found))  # one of the two, nothing between
-        finally:
-            writer.kill()
+    writer = forks.start(WRITER, *(tmp_path / name for name in ("0", "1", "repo")))
+    seen, stop = set(), time.monotonic() + 60
+    try:
+        while not writer.stdout:
+            time.sleep(0.01)
+        for read in itertools.count():
+            if (len(seen) == 2 and read >= 10) or time.monotonic() > stop:
+                break
+            for open_door in (DOORS["package"], DOORS["server"]):
+                try:
+                    found = answers(open_door(tmp_path / "repo"))
+                except ValueError as error:  # a writer with so short a pause may outrun the waiting
+                    assert "a save was cut off" in str(error)
+                    continue
+                seen.add(expected.index(found))  # one of the two, nothing between
+    finally:
+        writer.kill()
+        assert forks.wait(writer) == [-signal.SIGKILL]
     assert seen == {0, 1}

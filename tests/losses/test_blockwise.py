@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import socket
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -11,8 +9,8 @@ from pathlib import Path
 import pytest
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as multiprocessing
 import torch.nn.functional as F
+from forks import Forks
 from reference import losses as reference
 from torch import Tensor
 
@@ -323,11 +321,15 @@ def sharded_inputs(dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     return embeddings(9, 6, 0, dtype), embeddings(61, 6, 1, dtype), relevance, excluded
 
 
-def sharded_worker(rank: int, port: int, folder: str) -> None:
-    os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
-    torch.set_num_threads(1)
-    dist.init_process_group("gloo", rank=rank, world_size=2)
-    results = {}
+RANK = """
+import runpy, sys
+runpy.run_path(sys.argv[1])["one_rank"](sys.argv[2])
+"""
+
+
+def one_rank(folder: str) -> None:
+    dist.init_process_group("gloo")
+    rank, results = dist.get_rank(), {}
     for dtype in (torch.float64, torch.float32):
         queries, labels, relevance, excluded = sharded_inputs(dtype)
         own = slice(SHARDS[rank], SHARDS[rank + 1])
@@ -342,16 +344,14 @@ def sharded_worker(rank: int, port: int, folder: str) -> None:
         results["log_denominators", dtype] = prior
     results["world_size"] = dist.get_world_size()
     torch.save(results, Path(folder) / f"{rank}.pt")
+    dist.barrier()
     dist.destroy_process_group()
 
 
 @pytest.fixture(scope="module")
-def two_ranks(tmp_path_factory: pytest.TempPathFactory) -> list[dict]:
+def two_ranks(forks: Forks, tmp_path_factory: pytest.TempPathFactory) -> list[dict]:
     folder = tmp_path_factory.mktemp("ranks")
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    multiprocessing.spawn(sharded_worker, (port, str(folder)), nprocs=2)
+    forks.finish(*forks.start_ranks(2, RANK, __file__, folder))
     results = [torch.load(folder / f"{rank}.pt") for rank in range(2)]
     assert [result["world_size"] for result in results] == [2, 2]
     return results

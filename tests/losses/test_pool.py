@@ -2,15 +2,13 @@ from __future__ import annotations
 
 import itertools
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from datasets import Dataset
+from forks import Forks
 from sentence_transformers import (
     SentenceTransformer,
     SentenceTransformerTrainer,
@@ -186,24 +184,17 @@ def test_scores_beside_pairs_are_no_positives_without_a_word(tmp_path: Path) -> 
         trainer.train()
 
 
-def run_ranks(world_size: int, out: Path) -> list[dict]:
-    """Start pool_worker.py by torchrun, one process a rank."""
+def run_ranks(forks: Forks, world_size: int, out: Path) -> list[dict]:
+    """pool_worker.py, one process a rank."""
     make_bert_encoder(out / "bert").save_pretrained(str(out / "encoder"))
-    worker = Path(__file__).with_name("pool_worker.py")
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", str(world_size)]
-    done = subprocess.run(
-        [*launcher, "--rdzv_backend", "c10d", "--rdzv_endpoint", "localhost:0", str(worker), str(out)],
-        env=os.environ | {"ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
+    worker = Path(__file__).with_name("pool_worker.py").read_text()
+    forks.finish(*forks.start_ranks(world_size, worker, out))
     return [json.loads((out / f"rank{rank}.json").read_text()) for rank in range(world_size)]
 
 
 @pytest.mark.slow
-def test_two_processes_equal_one_with_the_same_global_batch(tmp_path: Path) -> None:
-    runs = {world_size: run_ranks(world_size, tmp_path / str(world_size)) for world_size in (1, 2)}
+def test_two_processes_equal_one_with_the_same_global_batch(forks: Forks, tmp_path: Path) -> None:
+    runs = {world_size: run_ranks(forks, world_size, tmp_path / str(world_size)) for world_size in (1, 2)}
     for world_size, ranks in runs.items():
         assert [rank["world_size"] for rank in ranks] == [world_size] * world_size
     (one,), two = runs[1], runs[2]

@@ -2,8 +2,6 @@ from __future__ import annotations
 
 import json
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -11,6 +9,7 @@ import datasets
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
+from forks import Forks
 from reference.retriever import slow_predict
 from toys import WORDS, make_static_encoder
 
@@ -67,18 +66,14 @@ Retriever.from_pretrained(sys.argv[1], device="cpu").predict_to_parquet(
 """
 
 
-def test_a_killed_call_goes_on_where_it_stopped(retriever: Retriever, tmp_path: Path) -> None:
+def test_a_killed_call_goes_on_where_it_stopped(retriever: Retriever, forks: Forks, tmp_path: Path) -> None:
     retriever.save_pretrained(tmp_path / "repo")
     folder = tmp_path / "out"
-    process = subprocess.Popen(
-        [sys.executable, "-c", KILLED, str(tmp_path / "repo"), str(folder), json.dumps(TEXTS)],
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-    )
-    while len(list(folder.glob("part-*.parquet"))) < 2 and process.poll() is None:
+    process = forks.start(KILLED, tmp_path / "repo", folder, json.dumps(TEXTS))
+    while len(list(folder.glob("part-*.parquet"))) < 2:
         time.sleep(0.005)
-    process.send_signal(signal.SIGKILL)
-    assert process.wait() == -signal.SIGKILL
+    process.kill()
+    assert forks.wait(process) == [-signal.SIGKILL]
     done = {file.name: file.stat().st_mtime_ns for file in folder.glob("part-*.parquet")}
     assert 2 <= len(done) < 11
     (folder / f".part-00009.parquet-of-{process.pid}").write_bytes(b"PAR1 cut short")

@@ -3,13 +3,11 @@ from __future__ import annotations
 import copy
 import json
 import math
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
+from forks import Forks
 from torch import nn
 
 from hf_xmc.training.optim import RowSparseAdamW, clip_grad_norm
@@ -238,14 +236,9 @@ def test_wrong_uses_are_named() -> None:
 
 
 @pytest.mark.slow
-def test_two_ranks_that_touch_different_rows_stay_equal_to_the_bit(tmp_path: Path) -> None:
-    worker = Path(__file__).with_name("optim_worker.py")
-    done = subprocess.run(
-        [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--rdzv_backend", "c10d",
-         "--rdzv_endpoint", "localhost:0", str(worker), str(tmp_path)],
-        env=os.environ | {"OMP_NUM_THREADS": "1"}, capture_output=True, text=True,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr[-3000:]
+def test_two_ranks_that_touch_different_rows_stay_equal_to_the_bit(forks: Forks, tmp_path: Path) -> None:
+    worker = Path(__file__).with_name("optim_worker.py").read_text()
+    forks.finish(*forks.start_ranks(2, worker, tmp_path))
     for rank in range(2):
         record = json.loads((tmp_path / f"rank{rank}.json").read_text())
         assert record["world_size"] == 2

@@ -3,20 +3,15 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
-from toys import ROOT
+from forks import Forks
 
-# The killed run is a fork, so that what takes seconds to import is imported once.
 CODE = """
 import os, signal, sys
 from pathlib import Path
-sys.path.insert(0, sys.argv[1])
-out = Path(sys.argv[2])
+out = Path(sys.argv[1])
 import numpy as np
 import hf_xmc
 from toys import WORDS, make_bert_encoder, make_words_data
@@ -76,7 +71,7 @@ def test_a_killed_run_goes_on_from_what_it_pushed_and_ends_with_the_same_numbers
     fake_hub,
     tmp_path: Path,
 ) -> None:
-    printed = fake_hub.run(CODE, ROOT / "tests", tmp_path)
+    printed = fake_hub.run(CODE, tmp_path)
     state = next(json.loads(line) for line in printed.splitlines() if '"global_step"' in line)
     assert state["global_step"] == 3 and state["epoch"] == 0.75
     pushed = fake_hub.files("user/run")
@@ -85,17 +80,11 @@ def test_a_killed_run_goes_on_from_what_it_pushed_and_ends_with_the_same_numbers
 
 
 @pytest.mark.slow
-def test_two_processes_evaluate_keep_the_best_epoch_and_train_again(tmp_path: Path) -> None:
-    worker = Path(__file__).with_name("trainer_worker.py")
-    paths = os.pathsep.join([str(ROOT / "tests"), str(ROOT / "src")])
-    done = subprocess.run(
-        [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--rdzv_backend", "c10d",
-         "--rdzv_endpoint", "localhost:0", str(worker), str(tmp_path)],
-        env=os.environ | {"OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true", "PYTHONPATH": paths},
-        capture_output=True, text=True,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr[-3000:]
-    assert "Could not load the best model" not in done.stdout + done.stderr
+def test_two_processes_evaluate_keep_the_best_epoch_and_train_again(forks: Forks, tmp_path: Path) -> None:
+    worker = Path(__file__).with_name("trainer_worker.py").read_text()
+    started = forks.start_ranks(2, worker, tmp_path)
+    forks.finish(*started)
+    assert not any("Could not load the best model" in rank.stdout + rank.stderr for rank in started)
     ranks = [json.loads((tmp_path / f"rank{rank}.json").read_text()) for rank in range(2)]
     for kind in ("static", "classifier"):
         first, second = (rank[kind] for rank in ranks)
