@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import tracemalloc
+
 import numpy as np
 import pytest
+import scipy.sparse as sp
 
+from hf_xmc.metrics import bootstrap
 from hf_xmc.metrics.bootstrap import bootstrap_differences, bootstrap_intervals
 from hf_xmc.metrics.functional import xmc_metrics
 from hf_xmc.metrics.inputs import as_truth
@@ -53,6 +57,30 @@ def test_differences_equal_drawing_both_on_the_same_rows():
     for key in ("precision@1", "ndcg@3", "recall@3", "psp@3", "psndcg@1"):
         low, high = np.quantile(one[key] - other[key], [0.025, 0.975])
         assert (intervals[key].low, intervals[key].high) == pytest.approx((low, high))
+
+
+@pytest.mark.parametrize("per_block", [1, 7, 64])
+def test_intervals_do_not_depend_on_how_many_test_sets_are_counted_at_once(monkeypatch, per_block):
+    ids, truth, q = random_case()
+    expected = bootstrap_intervals(ids, truth, (1, 3), q, num_samples=20)
+    monkeypatch.setattr(bootstrap, "SAMPLES_PER_BLOCK", per_block)
+    for key, interval in bootstrap_intervals(ids, truth, (1, 3), q, num_samples=20).items():
+        for name in ("value", "low", "high"):
+            assert getattr(interval, name) == pytest.approx(getattr(expected[key], name), abs=1e-14), key
+
+
+def test_many_rows_take_less_than_700_bytes_each():
+    num_rows = 60_000
+    random = np.random.default_rng(0)
+    indices = random.integers(1000, size=(num_rows, 10))
+    truth = sp.csr_array((np.ones(indices.size, bool), indices.ravel(), np.arange(0, indices.size + 1, 10)))
+    truth.sum_duplicates()
+    ids = np.stack([random.integers(j * 200, (j + 1) * 200, size=num_rows) for j in range(5)], axis=1)
+    tracemalloc.start()
+    bootstrap_intervals(ids, truth, (1, 3, 5), np.ones(1000), num_samples=16)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert 200 < peak / num_rows < 700
 
 
 def test_the_standard_error_of_precision_is_that_of_a_mean():

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -45,10 +45,6 @@ class Judged:
     truth: sp.csr_array  # (N, L) bool, canonical
     cutoffs: IntArray  # (num_cutoffs,), ascending
     gains: Gains | None  # None without inverse propensities
-
-    def take(self, rows: IntArray) -> Judged:
-        """The test set of these rows (num_rows,), which may repeat; without gains."""
-        return Judged(self.ids[rows], self.hits[rows], self.truth[rows], self.cutoffs, None)
 
 
 def judge(
@@ -94,14 +90,18 @@ def ranking_totals(judged: Judged, *, skip_empty: bool = False) -> dict[str, Rat
 
 def ranking_ratios(judged: Judged, *, skip_empty: bool = False) -> dict[str, Ratio]:
     """Numerator and denominator (N, num_cutoffs) of each row, for each metric that is a ratio of sums over rows."""
-    parts = []
-    for rows in chunks(len(judged.ids)):
-        sizes = np.diff(judged.truth.indptr[rows.start : rows.stop + 1])
-        parts.append(_ratios(judged, rows, np.arange(len(sizes)), sizes, skip_empty))
+    parts = [part for _, part in ratio_blocks(judged, skip_empty=skip_empty)]
     return {
         name: (np.concatenate([part[name][0] for part in parts]), np.concatenate([part[name][1] for part in parts]))
         for name in parts[0]
     }
+
+
+def ratio_blocks(judged: Judged, *, skip_empty: bool = False) -> Iterator[tuple[slice, dict[str, Ratio]]]:
+    """As :func:`ranking_ratios`, some rows at a time."""
+    for rows in chunks(len(judged.ids)):
+        sizes = np.diff(judged.truth.indptr[rows.start : rows.stop + 1])
+        yield rows, _ratios(judged, rows, np.arange(len(sizes)), sizes, skip_empty)
 
 
 def label_metrics(judged: Judged, *, skip_absent: bool = False) -> dict[str, FloatArray]:
@@ -111,7 +111,7 @@ def label_metrics(judged: Judged, *, skip_absent: bool = False) -> dict[str, Flo
     is_hit[ids[hits]] = True
     is_present[judged.truth.indices] = True
     hit_labels = np.flatnonzero(is_hit)
-    num_present = max(int(is_present.sum()), 1)  # a resampled test set can be without positives
+    num_present = int(is_present.sum())
     # Labels without a hit, and pads (-1 is the last index too), all count in one last place that is then cut off.
     place = np.full(num_labels + 1, len(hit_labels))
     place[hit_labels] = np.arange(len(hit_labels))
