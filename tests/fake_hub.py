@@ -108,6 +108,7 @@ class FakeHub:
             "HF_HOME": str(self.home),
             "HF_HUB_DISABLE_PROGRESS_BARS": "1",
             "NO_PROXY": "127.0.0.1",
+            "TRITON_INTERPRET": "1",  # where kernels are asked for: there need not be a GPU
         }
 
     def run(self, code: str, *arguments: object) -> str:

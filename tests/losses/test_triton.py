@@ -1,7 +1,7 @@
 """The kernels of the CUDA path equal plain torch, in Triton's interpreter, and compile for a GPU that is not here.
 
-Triton reads TRITON_INTERPRET when it is first imported, which other libraries do early: this file runs itself in a
-fresh process and compares what that process saved.
+Triton reads TRITON_INTERPRET when it is first imported, which other libraries do early: this file runs itself in
+another process and compares what that process saved.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 import torch
 import torch.nn.functional as F
+from forks import Forks
 from torch import Tensor
 
 pytestmark = pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="Triton is not installed")
@@ -132,16 +133,10 @@ def compile_for_hopper() -> None:
         assert len(compiled.asm["cubin"]) > 0
 
 
-def run_this_file(*arguments: str, **environment: str) -> None:
-    command = [sys.executable, __file__, *arguments]
-    done = subprocess.run(command, env=os.environ | environment, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
-
-
 @pytest.fixture(scope="module")
-def results(tmp_path_factory: pytest.TempPathFactory) -> dict:
+def results(forks: Forks, tmp_path_factory: pytest.TempPathFactory) -> dict:
     path = tmp_path_factory.mktemp("triton") / "results.pt"
-    run_this_file("interpret", str(path), TRITON_INTERPRET="1")
+    forks.run("import runpy, sys; runpy.run_path(sys.argv[1])['interpret'](sys.argv[2])", __file__, path)
     return torch.load(path)
 
 
@@ -165,11 +160,11 @@ def test_losses_through_the_kernels_equal_dense_ones(results: dict, dtype: torch
 
 
 def test_kernels_compile_for_a_gpu(tmp_path: Path) -> None:
-    run_this_file("compile", TRITON_INTERPRET="0", TRITON_CACHE_DIR=str(tmp_path))
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
+    environment |= {"TRITON_INTERPRET": "0", "TRITON_CACHE_DIR": str(tmp_path)}
+    done = subprocess.run([sys.executable, __file__], env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
 
 
 if __name__ == "__main__":
-    if sys.argv[1] == "interpret":
-        interpret(sys.argv[2])
-    else:
-        compile_for_hopper()
+    compile_for_hopper()

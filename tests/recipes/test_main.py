@@ -6,6 +6,7 @@ import importlib
 import json
 import os
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -13,6 +14,7 @@ import results
 from toys import TINY
 
 import hf_xmc
+from hf_xmc.data import save_lf
 from hf_xmc.runs import config as runs_config
 from recipes import baselines, dexml, gandalf, raexmc, unidec
 
@@ -63,8 +65,16 @@ def test_unidec_fits_on_the_held_out_part_and_trains_again(tmp_path: Path, capsy
     assert (tmp_path / "README.md").is_file()
 
 
-def test_raexmc_without_a_held_out_part_trains_once_and_fits_leave_one_out(tmp_path: Path) -> None:
-    record = run(raexmc, tmp_path, ["hold_out=0", "hard_negatives=0", *SHORT])
+@pytest.fixture(scope="module")
+def small(tiny: hf_xmc.XMCDataset, tmp_path_factory: pytest.TempPathFactory) -> list[str]:
+    """Some rows of the tiny data set, with all of its labels, as command line words."""
+    folder = tmp_path_factory.mktemp("small")
+    save_lf(replace(tiny, train=tiny.train.select(range(600)), test=tiny.test.select(range(200))), folder)
+    return [f"data_dir={folder}", "fields=[title]", "label_fields=[title]"]
+
+
+def test_raexmc_without_a_held_out_part_trains_once_and_fits_leave_one_out(tmp_path: Path, small: list[str]) -> None:
+    record = run(raexmc, tmp_path, [*small, "hold_out=0", "hard_negatives=0", *SHORT])
     assert "training" in record["seconds"] and "training, held-out part left out" not in record["seconds"]
     assert record["notes"][0].startswith("settings: no --config given")
     assert "with memory" in record["tests"] and record["gains"]["with memory"]["precision@1"][0] != 0
@@ -77,10 +87,10 @@ def test_gandalf_searches_by_the_classifier_alone(tmp_path: Path) -> None:
     assert hf_xmc.Retriever.from_pretrained(tmp_path).encoder.search_form == gandalf.BLIND
 
 
-def test_the_same_seed_trains_the_same_model_though_its_rows_are_drawn(tmp_path: Path) -> None:
-    runs = [run(gandalf, tmp_path / name, ["refit=false", *SHORT]) for name in ("one", "two")]
+def test_the_same_seed_trains_the_same_model_though_its_rows_are_drawn(tmp_path: Path, small: list[str]) -> None:
+    runs = [run(gandalf, tmp_path / name, [*small, "refit=false", "max_steps=9", *SHORT]) for name in ("one", "two")]
     assert runs[0]["metrics"] == runs[1]["metrics"]
-    other = run(gandalf, tmp_path / "other", ["refit=false", "seed=1", *SHORT])
+    other = run(gandalf, tmp_path / "other", [*small, "refit=false", "max_steps=9", "seed=1", *SHORT])
     assert other["metrics"] != runs[0]["metrics"]
 
 
