@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from datasets import Dataset
 from forks import Forks
 from sentence_transformers import (
@@ -18,7 +19,8 @@ from toys import WORDS, make_bert_encoder, make_static_encoder, make_words_data
 
 from hf_xmc import XMCDataCollator
 from hf_xmc.distributed import gather_pool
-from hf_xmc.losses import DecoupledSoftmaxLoss
+from hf_xmc.losses import DecoupledSoftmaxLoss, SoftTopKLoss
+from hf_xmc.losses.functional import soft_top_k
 from hf_xmc.losses.pool.targets import PoolTargets, membership, text_keys
 
 PAD = -1
@@ -76,6 +78,22 @@ def test_pool_loss_equals_the_slow_loop_in_value_and_gradient() -> None:
     ):
         assert theirs.abs().max() > 1e-3
         torch.testing.assert_close(ours, theirs, atol=1e-9, rtol=0)
+
+
+def test_soft_top_k_of_no_more_candidates_than_places_is_0_and_of_more_is_the_function() -> None:
+    torch.manual_seed(0)
+    queries, candidates = torch.randn(3, 4, requires_grad=True), torch.randn(5, 4)
+    # Row 0 sees 5 candidates, row 1 sees 2, row 2 sees 3.
+    positives, filters = [[0], [1], [2, 4]], [[], [0, 2, 3], [0, 1]]
+    targets = PoolTargets(torch.arange(5), padded(positives), filter_ids=padded(filters))
+    loss = SoftTopKLoss(make_static_encoder(), k=3, scale=6.0).pool_loss(queries, candidates, targets)
+    scores = 6 * F.normalize(queries, dim=1) @ F.normalize(candidates, dim=1).T
+    first = soft_top_k(scores[:1], torch.tensor([[True, False, False, False, False]]), 3)
+    torch.testing.assert_close(loss, first / 3)
+    loss.backward()
+    assert queries.grad[0].abs().max() > 1e-3 and queries.grad[1:].abs().max() == 0
+    both = SoftTopKLoss(make_static_encoder(), k=[3, 9], scale=6.0).pool_loss(queries, candidates, targets)
+    torch.testing.assert_close(both, first / 6)
 
 
 def test_a_filtered_label_is_neither_positive_nor_negative() -> None:

@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
-from hf_xmc.losses.functional import soft_top_k
+from hf_xmc.losses.functional import as_sequence, soft_top_k
 from hf_xmc.losses.pool.base import PoolLoss
 from hf_xmc.losses.pool.decoupled_softmax import DecoupledSoftmaxLoss
 
@@ -20,7 +21,8 @@ class SoftTopKLoss(PoolLoss):
 
     Args:
         model: A ``SentenceTransformer``, plain or an :class:`~hf_xmc.XMCEncoder`.
-        k: Places, or several (the mean of their losses). Each must be below the candidates of every row.
+        k: Places, or several (the mean of their losses). A row with no more candidates than places has all of them
+            among the best, and a loss of 0.
         alpha: Steepness.
         scale: Inverse temperature; scores are ``scale * cosine``.
 
@@ -37,7 +39,12 @@ class SoftTopKLoss(PoolLoss):
 
     def score_loss(self, scores: Tensor, relevance: Tensor, excluded: Tensor | None, num_rows: Tensor) -> Tensor:
         """:func:`~hf_xmc.losses.functional.soft_top_k` of the scores."""
-        return soft_top_k(scores, relevance, self.k, self.alpha, excluded, num_rows=num_rows)
+        num_candidates = scores.shape[1] if excluded is None else (~excluded).sum(1, keepdim=True)  # (B, 1)
+        parts = [
+            soft_top_k(scores, relevance * (num_candidates > k), k, self.alpha, excluded, num_rows=num_rows)
+            for k in as_sequence(self.k)
+        ]
+        return torch.stack(parts).mean()
 
     def get_config_dict(self) -> dict[str, Any]:
         """The settings that a model card shows."""
