@@ -198,6 +198,48 @@ def test_a_classifier_that_is_weighed_must_be_there(tmp_path: Path) -> None:
     XMCTrainer(encoder, make_args(tmp_path), DATA, losses.UnifiedLoss(encoder, symmetric_weight=0.5)).train()
 
 
+def test_a_classifier_that_a_loss_leaves_as_it_is_is_refused_unless_it_is_to_stay(tmp_path: Path) -> None:
+    encoder = classifier_encoder(tmp_path, 17)
+    for make in (
+        losses.DecoupledSoftmaxLoss,
+        losses.CachedSoftTopKLoss,
+        lambda model: losses.AllLabelsLoss(model, WORDS),
+        lambda model: losses.LabelTableLoss(model, WORDS),
+        lambda model: losses.UnifiedLoss(model, encoder_weight=1.0),
+        lambda model: host.MatryoshkaLoss(model, losses.InfoNCELoss(model), [8, 4]),
+    ):
+        for loss in (make, make(encoder)):
+            with pytest.raises(ValueError, match="trains the dual encoder alone.*take UnifiedLoss"):
+                XMCTrainer(encoder, make_args(tmp_path), DATA, loss)
+    encoder.label_classifier.requires_grad_(False)
+    before = encoder.label_classifier.rows.weight.clone()
+    assert XMCTrainer(encoder, make_args(tmp_path, max_steps=2), DATA, losses.InfoNCELoss).train().global_step == 2
+    assert torch.equal(encoder.label_classifier.rows.weight, before)
+
+
+@pytest.mark.parametrize(
+    ("settings", "epochs"),
+    [
+        ({"hard_negatives": 2}, "3"),
+        ({"cluster_batches": True, "num_train_epochs": 5}, "5"),
+        ({"hard_negatives": 2, "num_train_epochs": 2, "refresh_epochs": 2}, "2"),
+        ({"hard_negatives": 2, "max_steps": 4, "refresh_epochs": 1}, "1"),
+        ({"hard_negatives": 2, "max_steps": 2, "gradient_accumulation_steps": 2, "refresh_epochs": 1}, "1"),
+    ],
+)
+def test_mining_that_the_training_never_comes_to_is_refused(
+    settings: dict[str, Any], epochs: str, tmp_path: Path
+) -> None:
+    args = make_args(tmp_path, per_device_train_batch_size=16, mining_depth=5, **settings)
+    with pytest.raises(ValueError, match=f"the training ends after {epochs}; lower refresh_epochs, or leave"):
+        XMCTrainer(make_static_encoder(), args, DATA)
+    longer = {"max_steps": args.max_steps + 1} if args.max_steps > 0 else {"num_train_epochs": args.refresh_epochs + 1}
+    trainer = XMCTrainer(make_static_encoder(), replace(args, **longer), DATA)
+    trainer.train()
+    tensor = trainer.miner.mined if trainer.miner.mined is not None else trainer.miner.row_order
+    assert (tensor >= 0).any()
+
+
 @pytest.mark.parametrize("settings", [{"hard_negatives": 2}, {"random_negatives": 3}, {"max_candidates": 9}])
 def test_settings_of_a_pool_beside_a_loss_without_one_are_refused(settings: dict[str, int], tmp_path: Path) -> None:
     encoder = make_static_encoder()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from typing import Any
 
@@ -15,11 +16,15 @@ from torch import nn
 from hf_xmc.data.columns import chunks_of
 from hf_xmc.data.dataset import XMCDataset
 from hf_xmc.encoders.classifier import LabelClassifier
-from hf_xmc.losses.pool.base import uses_pool
+from hf_xmc.losses.all_labels import AllLabelsLoss
+from hf_xmc.losses.label_table import LabelTableLoss
+from hf_xmc.losses.pool.base import PoolLoss, uses_pool
 from hf_xmc.losses.unified import UnifiedLoss
 
 # Losses of the host that look at no pairs: around a loss of ours, or at the vectors of each column by themselves.
 _WITHOUT_PAIRS = (host_losses.MatryoshkaLoss, host_losses.GlobalOrthogonalRegularizationLoss)
+
+_OURS = (PoolLoss, AllLabelsLoss, LabelTableLoss, UnifiedLoss)
 
 
 def loss_parts(loss: nn.Module) -> Iterator[nn.Module]:
@@ -44,8 +49,10 @@ def check_loss(loss: nn.Module, model: SentenceTransformer | None, data: XMCData
         data: The data set that is trained on.
 
     Raises:
-        ValueError: For such a loss, one of another model, or one made for another number of labels.
+        ValueError: For such a loss, one of another model, one made for another number of labels, or one that leaves
+            a classifier as it is.
     """
+    _check_rows_are_trained(loss, model)
     for part in loss_parts(loss):
         _check_kind(part)
         own = getattr(part, "model", None)
@@ -64,6 +71,20 @@ def check_loss(loss: nn.Module, model: SentenceTransformer | None, data: XMCData
                 f"this UnifiedLoss weighs a classifier (encoder_weight={part.encoder_weight}, "
                 f"bce_weight={part.bce_weight}), which the encoder does not have; add_classifier, or leave both out"
             )
+
+
+def _check_rows_are_trained(loss: nn.Module, model: SentenceTransformer | None) -> None:
+    """Refuse a loss of ours that looks at the dual encoder alone, beside a classifier that is to be trained."""
+    parts = [part for part in loss_parts(loss) if isinstance(part, _OURS)]
+    trained = any(isinstance(part, UnifiedLoss) and part.encoder_weight < 1 for part in parts)
+    if not parts or trained or model is None:
+        return
+    if any(weights.requires_grad for rows in _classifiers(model) for weights in rows.parameters()):
+        raise ValueError(
+            f"{type(parts[0]).__name__} trains the dual encoder alone, and the rows of the encoder's classifier would "
+            "stay as they are; take UnifiedLoss(model), call add_classifier after this training, or say that they "
+            "are to stay: model.label_classifier.requires_grad_(False)"
+        )
 
 
 def _check_kind(part: nn.Module) -> None:
@@ -143,6 +164,29 @@ def check_pool(loss: nn.Module, args: Any) -> None:
     if not uses_pool(loss) and any(drawn.values()):
         asked = ", ".join(f"{name}={value}" for name, value in drawn.items() if value)
         raise ValueError(f"{asked}: {type(loss).__name__} has no pool of candidates to put them in; leave them out")
+
+
+def check_mining(args: Any, num_rows: int) -> None:
+    """Refuse to mine at the beginning of an epoch that a training does not reach.
+
+    Args:
+        args: Of an XMCTrainer.
+        num_rows: Train rows.
+
+    Raises:
+        ValueError: Naming the settings and the way out.
+    """
+    asked = [name for name in ("hard_negatives", "cluster_batches") if getattr(args, name)]
+    epochs = args.num_train_epochs
+    if args.max_steps > 0:
+        epochs = args.max_steps / max(1, math.ceil(num_rows / (args.train_batch_size * args.world_size)))
+        epochs *= args.gradient_accumulation_steps
+    if asked and epochs <= args.refresh_epochs:
+        raise ValueError(
+            f"{asked[0]}={getattr(args, asked[0])}: neighbors are searched for when refresh_epochs="
+            f"{args.refresh_epochs} epochs have been trained, and the training ends after {epochs:g}; lower "
+            f"refresh_epochs, or leave {' and '.join(asked)} out"
+        )
 
 
 def check_settings(args: Any, *, evaluates_loss: bool) -> None:

@@ -27,6 +27,7 @@ from hf_xmc.training.arguments import XMCTrainingArguments
 from hf_xmc.training.checks import (
     check_data,
     check_loss,
+    check_mining,
     check_model,
     check_pool,
     check_settings,
@@ -107,6 +108,7 @@ class XMCTrainer(RowSparseTrainer):
         check_settings(args, evaluates_loss=eval_dataset is not None and not isinstance(eval_dataset, dict))
         rows = data.training_rows()
         super().__init__(model=model, args=args, train_dataset=rows, eval_dataset=eval_dataset, loss=loss, **kwargs)
+        check_mining(args, num_rows)
         self._uses_pool = uses_pool(self.loss)
         if self._makes_collator:
             self.data_collator.pool = self._uses_pool
