@@ -1,8 +1,10 @@
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import pytest
 from sentence_transformers import SentenceTransformer
 from toys import make_static_encoder, make_words_data
 
@@ -28,6 +30,23 @@ def test_a_plain_model_and_an_xmc_encoder_of_the_same_weights_score_alike() -> N
     plain = SentenceTransformer(modules=list(encoder)[:1], device="cpu")  # no Normalize: scored by cosine
     ours, theirs = XMCEvaluator(data, name="x")(encoder), XMCEvaluator(data, name="x")(plain)
     assert ours == theirs and 0 < ours["x_precision@1"] <= 1
+
+
+@pytest.mark.parametrize("num_rows", [0, 1, 2])
+def test_too_few_train_rows_for_propensities_are_named_at_once(num_rows: int) -> None:
+    data = make_words_data()
+    none = np.zeros((0, 2), dtype=np.int64)
+    few = replace(data, train=data.train.select(range(num_rows)), filters={"train": none, "test": none})
+    with pytest.raises(ValueError, match=f"words has {num_rows} train rows; the inverse propensities .* at least 3"):
+        XMCEvaluator(few)
+
+
+def test_three_train_rows_are_enough() -> None:
+    data = make_words_data()
+    none = np.zeros((0, 2), dtype=np.int64)
+    few = replace(data, train=data.train.select(range(3)), filters={"train": none, "test": none})
+    evaluator = XMCEvaluator(few)
+    assert evaluator.inverse_propensities.min() > 1 and evaluator(make_static_encoder())["psp@1"] > 0
 
 
 def test_keys_values_and_files(tmp_path: object, tiny: XMCDataset) -> None:

@@ -20,6 +20,8 @@ from hf_xmc.metrics.frequency import frequency_bins
 from hf_xmc.metrics.functional import inverse_propensities, label_counts, xmc_metrics
 from hf_xmc.metrics.plots import plot_head_to_tail
 
+# ln N - 1, by which inverse propensities weigh rare labels above frequent ones, is above 0 from here on.
+MIN_TRAIN_ROWS = 3
 CUTS = (1, 3, 5)
 RECALL_CUTS = (10, 100)
 
@@ -35,6 +37,10 @@ class XMCEvaluator(BaseEvaluator):
         name: Prefix of the metric keys, ``<name>_precision@1``; the primary metric is precision@1.
         batch_size: Texts encoded at once.
         show_progress_bar: Whether encoding shows its progress.
+
+    Raises:
+        ValueError: If there are no test rows, none of them has a label, or there are too few train rows for the
+            inverse propensities of PSP.
     """
 
     def __init__(
@@ -43,6 +49,12 @@ class XMCEvaluator(BaseEvaluator):
         super().__init__()
         if not len(data.test):
             raise ValueError(f"{data.name} has no test rows to evaluate on; hold some out: data.hold_out(0.1)")
+        if len(data.train) < MIN_TRAIN_ROWS:
+            raise ValueError(
+                f"{data.name} has {len(data.train)} train rows; the inverse propensities of PSP are made of the "
+                f"labels of at least {MIN_TRAIN_ROWS}. Give the train rows too, or take hf_xmc.metrics.xmc_metrics "
+                "without inverse propensities"
+            )
         self.data = data
         self.name = name
         self.batch_size = batch_size
