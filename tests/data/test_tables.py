@@ -94,6 +94,17 @@ def test_class_labels_are_known_by_their_names():
     assert dataset.label_texts.to_pylist() == ["milk", "tea"] and dataset.train["label_ids"][:] == [[0], [1]]
 
 
+def test_unknown_class_labels_are_left_out_of_lists_and_counted():
+    of_lists = datasets.List(datasets.ClassLabel(names=["tea", "milk"]))
+    features = datasets.Features({"query": datasets.Value("string"), "tags": of_lists})
+    lists = [[-1, 1], None, [-1], [0, 1], []]
+    one = datasets.Dataset.from_dict({"query": list("abcde"), "tags": lists}, features=features)
+    with pytest.warns(UserWarning, match="2 class labels are -1"):
+        dataset = XMCDataset.from_dataset(one, text="query", labels="tags")
+    assert dataset.label_texts.to_pylist() == ["milk", "tea"]
+    assert dataset.train["label_ids"][:] == [[0], [], [], [1, 0], []]
+
+
 def test_frames_csv_and_json_lines_give_the_same_data_set(tmp_path, monkeypatch):
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
     frame = pd.DataFrame({"query": ["latte", "espresso", "water"], "tags": [["milk", "coffee"], ["coffee"], []]})

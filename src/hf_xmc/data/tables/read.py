@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -134,8 +135,10 @@ def _plain_table(table: pa.Table, features: Mapping[str, Any], where: str) -> pa
 
 
 def _named(column: pa.Array, feature: Any) -> pa.Array:
-    """The names of class labels, null for -1."""
+    """The names of class labels, null for -1, which datasets takes for an unknown one; lists lose it."""
     if isinstance(feature, datasets.List | datasets.LargeList):
+        if isinstance(feature.feature, datasets.ClassLabel):
+            column = _without_unknown(column)
         return _with_values(column, _named(column.flatten(), feature.feature))
     if isinstance(feature, Mapping):
         return _with_fields(column, lambda values, name: _named(values, feature[name]))
@@ -143,6 +146,19 @@ def _named(column: pa.Array, feature: Any) -> pa.Array:
         return column
     unlabeled = pc.equal(column, -1)
     return pa.array(feature.names, pa.string()).take(pc.if_else(unlabeled, None, column))
+
+
+def _without_unknown(lists: pa.Array) -> pa.Array:
+    values = lists.flatten()
+    known = pc.fill_null(pc.not_equal(values, -1), True)
+    if not (count := len(known) - known.true_count):
+        return lists
+    warnings.warn(f"{count} class labels are -1, which stands for an unknown one, and are left out", stacklevel=2)
+    rows = np.repeat(np.arange(len(lists)), list_lengths(lists))
+    counts = np.bincount(rows[known.to_numpy(zero_copy_only=False)], minlength=len(lists))
+    offsets = np.concatenate([[0], np.cumsum(counts)]).astype(np.int32)
+    mask = lists.is_null() if lists.null_count else None
+    return pa.ListArray.from_arrays(offsets, values.filter(known), mask=mask)
 
 
 _AS_STRINGS = (pa.large_string(), pa.string_view(), pa.binary(), pa.large_binary(), pa.binary_view())
