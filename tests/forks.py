@@ -53,12 +53,15 @@ class Forks:
     def __init__(self, modules: Sequence[str], env: dict[str, str], folder: Path) -> None:
         self.modules, self.env, self.folder = modules, env | {"OMP_NUM_THREADS": "1"}, folder
         self.server: subprocess.Popen[str] | None = None
+        self.children: dict[int, subprocess.Popen[bytes]] = {}  # where there is no fork
 
     def start(self, code: str, *arguments: object, env: dict[str, str] | None = None) -> Fork:
         """A fork that runs Python code with these arguments in sys.argv; its environment has `env` as well."""
         folder = Path(tempfile.mkdtemp(dir=self.folder))
         for name in ("stdout", "stderr"):
             (folder / name).touch()
+        if not hasattr(os, "fork"):
+            return Fork(self._spawn(code, arguments, self.env | (env or {}), folder), folder)
         job = {"code": code, "arguments": [*map(str, arguments)], "env": env or {}, "folder": str(folder)}
         return Fork(self._ask(job), folder)
 
@@ -73,6 +76,8 @@ class Forks:
 
     def wait(self, *forks: Fork) -> list[int]:
         """How each ended: 0, or the number of an error, or minus that of a signal. One that fails ends the others."""
+        if self.children:
+            return [self.children.pop(fork.pid).wait(MAX_SECONDS) for fork in forks]
         return self._ask({"wait": [fork.pid for fork in forks]})
 
     def finish(self, *forks: Fork) -> None:
@@ -91,6 +96,14 @@ class Forks:
         if self.server:
             self.server.stdin.close()
             self.server.wait()
+
+    def _spawn(self, code: str, arguments: Sequence[object], env: dict[str, str], folder: Path) -> int:
+        env = env | {"PYTHONPATH": os.pathsep.join(sys.path)}
+        command = [sys.executable, "-c", code, *map(str, arguments)]
+        with open(folder / "stdout", "wb") as out, open(folder / "stderr", "wb") as err:
+            child = subprocess.Popen(command, env=env, stdout=out, stderr=err)
+        self.children[child.pid] = child
+        return child.pid
 
     def _ask(self, job: dict[str, Any]) -> Any:
         if self.server is None:
