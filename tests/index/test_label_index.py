@@ -1,7 +1,9 @@
 from __future__ import annotations
 
+import copy
 import json
 import logging
+import tracemalloc
 from pathlib import Path
 
 import numpy as np
@@ -106,6 +108,68 @@ def test_added_labels_get_the_next_ids(kind: str) -> None:
     assert ids.tolist() == slow_search(np.vstack([vectors, new]), new * 100, 202, set(range(203)) - {201})
     with pytest.raises(ValueError, match="the vector of label 203 is not finite"):
         index.add(np.full((1, 4), np.nan, dtype=np.float32))
+
+
+def test_adding_labels_again_copies_no_vector() -> None:
+    vectors = uneven(0, 20_000, 16)
+    index = LabelIndex(vectors, kind="exact")
+    index.add(uneven(1, 1, 16))
+    before = index.vectors
+    tracemalloc.start()
+    for seed in range(3):
+        index.add(uneven(seed, 2, 16))
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert np.shares_memory(index.vectors, before) and len(index) == 20_007 and len(before) == 20_001
+    np.testing.assert_array_equal(index.vectors[:20_000], vectors)
+    assert peak < vectors.nbytes / 4
+
+
+@pytest.mark.parametrize("kind", ["half", "int8"])
+def test_labels_that_are_there_are_not_compressed_again(kind: str) -> None:
+    index = LabelIndex(uneven(0, 500, 8), kind=kind)
+    index.build()
+    tables = []
+    for seed in range(3):
+        index.add(uneven(seed, 2, 8) / 100)
+        tables.append(index.build().table)
+    assert tables[0].data_ptr() == tables[2].data_ptr()
+    again = LabelIndex(index.vectors.copy(), kind=kind).build()
+    if kind == "int8":
+        assert torch.equal(again.table, tables[2]) and torch.equal(again.scale, index.build().scale)
+    index.add(uneven(9, 2, 8) * 1e8)  # beyond the range of what is there
+    best, _ = index.search(index.vectors[-2:], 1)
+    assert best.ravel().tolist() == slow_search_best(index.vectors, index.vectors[-2:])
+
+
+@pytest.mark.parametrize("kind", COMPLETE_KINDS)
+def test_copies_of_an_index_grow_apart(kind: str) -> None:
+    vectors, new = uneven(0, 300, 4), uneven(1, 6, 4) * 100
+    first = LabelIndex(vectors, kind=kind)
+    first.build()
+    first.add(new[:1])
+    second = copy.copy(first)
+    first.add(new[1:3])
+    second.add(new[3:4])
+    second.add(new[4:6])
+    for index, rows in ((first, [0, 1, 2]), (second, [0, 3, 4, 5])):
+        whole = np.vstack([vectors, new[rows]])
+        np.testing.assert_array_equal(index.vectors, whole)
+        assert index.search(new, 1)[0].ravel().tolist() == slow_search_best(whole, new)
+
+
+def test_removed_labels_are_looked_for_once() -> None:
+    index = LabelIndex(uneven(0, 300, 4), kind="int8")
+    index.remove([3, 7])
+    searcher = index.build()
+    assert searcher._dead_of(index.alive).tolist() == [3, 7]
+    assert searcher._dead_of(index.alive) is searcher._dead_of(index.alive)
+    index.remove([5])
+    assert searcher._dead_of(index.alive).tolist() == [3, 5, 7]
+    changing = np.ones(300, dtype=bool)
+    assert searcher._dead_of(changing).tolist() == []
+    changing[4] = False
+    assert searcher._dead_of(changing).tolist() == [4]
 
 
 @pytest.mark.parametrize("kind", CPU_KINDS)

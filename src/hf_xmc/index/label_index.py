@@ -13,6 +13,7 @@ from hf_xmc.hub.repo_xmc import FAISS_KINDS, read_about, read_faiss
 from hf_xmc.hub.search_xmc import MAX_EXACT, ExactSearcher, FaissSearcher, Searcher, VectorIndex, faiss, ranked
 from hf_xmc.index import files
 from hf_xmc.index.faiss_kinds import codes_searcher, graph_searcher, lists_searcher, require_faiss
+from hf_xmc.index.growing import GrowingRows
 from hf_xmc.index.torch_kinds import cuda_searcher, half_searcher, int8_searcher
 
 logger = logging.getLogger(__name__)
@@ -73,6 +74,7 @@ class LabelIndex(VectorIndex):
             raise ValueError(f"label vectors must have shape (L, D) with D > 0, got {vectors.shape}")
         _check_finite(vectors, 0)
         super().__init__(vectors, alive)
+        self._rows = GrowingRows(vectors)
         if kind != "auto" and kind not in KINDS:
             raise ValueError(f"kind must be 'auto' or one of {', '.join(KINDS)}; got {kind!r}")
         self.kind = _default_kind(len(vectors)) if kind == "auto" else kind
@@ -141,13 +143,16 @@ class LabelIndex(VectorIndex):
         return recall
 
     def add(self, vectors: np.ndarray) -> np.ndarray:
-        """Append labels: vectors (n, D) float32. Returns their new ids, (n,) int64."""
+        """Append labels: vectors (n, D) float32. Returns their new ids, (n,) int64.
+
+        The first call copies all vectors to where there is room for half as many more, the next ones none.
+        """
         vectors = np.ascontiguousarray(vectors, dtype=np.float32)
         if vectors.ndim != 2 or vectors.shape[1] != self.vectors.shape[1]:
             raise ValueError(f"new label vectors must have shape (n, {self.vectors.shape[1]}), got {vectors.shape}")
         first = len(self)
         _check_finite(vectors, first)
-        self.vectors = np.concatenate([self.vectors, vectors])
+        self.vectors = self._rows.append(self.vectors, vectors)
         self.alive = np.concatenate([self.alive, np.ones(len(vectors), dtype=bool)])
         if self._searcher is not None:
             self._searcher = self._searcher.grown(self.vectors)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import time
 
 import numpy as np
@@ -10,12 +11,14 @@ from torch import Tensor
 
 from hf_xmc.hub.filters_xmc import MISSING_SCORE
 from hf_xmc.hub.search_xmc import best_of_rows
+from hf_xmc.index.growing import GrowingRows
 
 # Scores held at once: 256 MB in float32.
 _SCORES_AT_ONCE = 1 << 26
 # Labels whose rows are made float32 together: they stay in the cache for the product.
 _ROWS_AT_ONCE = 4096
 _TIMED_QUERIES = 64
+_SMALLEST = np.finfo(np.float32).tiny
 
 
 class TableSearcher:
@@ -41,20 +44,28 @@ class TableSearcher:
         self.is_plain = dtype == compute_dtype == torch.float32
         self.dtype, self.compute_dtype, self.device = dtype, compute_dtype, device
         self.scale: Tensor | None = None
-        if dtype == torch.float32:
-            self.table = torch.tensor(vectors, device=device)  # (L, D)
-            return
-        # Largest number of each row, or of all: float16 and int8 have little range.
-        peaks = np.abs(vectors).max(axis=1) if dtype == torch.int8 else np.full(len(vectors), np.abs(vectors).max())
-        peaks = np.maximum(peaks, np.finfo(np.float32).tiny)  # (L,)
-        rows = torch.empty(vectors.shape, dtype=dtype)
+        # Largest number of all rows: float16 has little range.
+        self.peak = 1.0 if dtype == torch.float32 else float(max(np.abs(vectors).max(), _SMALLEST))
+        self.table, scale = self._stored(vectors)  # (L, D)
+        self._rows = GrowingRows(self.table)
+        if dtype == torch.int8:  # a common factor orders nothing
+            self.scale = scale
+            self._scales = GrowingRows(scale)
+        self._dead: tuple[np.ndarray, Tensor] | None = None
+
+    def _stored(self, vectors: np.ndarray) -> tuple[Tensor, Tensor]:
+        """Vectors (n, D) as they are kept, and what a unit of each row is worth (n,)."""
+        if self.dtype == torch.float32:
+            return torch.tensor(vectors, device=self.device), torch.ones(0)
+        peaks = np.full(len(vectors), self.peak, dtype=np.float32)
+        rows = torch.empty(vectors.shape, dtype=self.dtype)
         for start in range(0, len(vectors), _ROWS_AT_ONCE):
             part = slice(start, start + _ROWS_AT_ONCE)
+            if self.dtype == torch.int8:
+                peaks[part] = np.maximum(np.abs(vectors[part]).max(axis=1), _SMALLEST)
             units = torch.from_numpy(vectors[part] / peaks[part, None])
-            rows[part] = (units * 127).round() if dtype == torch.int8 else units
-        self.table = rows.to(device)
-        if dtype == torch.int8:  # a common factor orders nothing
-            self.scale = torch.from_numpy(peaks).to(device)
+            rows[part] = (units * 127).round() if self.dtype == torch.int8 else units
+        return rows.to(self.device), torch.from_numpy(peaks).to(self.device)
 
     @property
     def num_bytes(self) -> int:
@@ -67,7 +78,7 @@ class TableSearcher:
         if not self.is_plain:
             wanted = torch.nn.functional.normalize(wanted, dim=1)  # stays within the range of float16
         wanted = wanted.to(device=self.device, dtype=self.compute_dtype)
-        dead = torch.from_numpy(np.flatnonzero(~alive)).to(self.device)
+        dead = self._dead_of(alive)
         found = []
         for chunk in wanted.split(max(1, _SCORES_AT_ONCE // len(self.table))):
             scores = self._scores(chunk)
@@ -87,9 +98,26 @@ class TableSearcher:
             torch.mm(queries, part.T, out=scores[:, start : start + len(part)])
         return scores if self.scale is None else scores.mul_(self.scale)
 
+    def _dead_of(self, alive: np.ndarray) -> Tensor:
+        """The rows that are not alive, looked for once in an array that cannot change."""
+        if self._dead is None or self._dead[0] is not alive:
+            dead = torch.from_numpy(np.flatnonzero(~alive)).to(self.device)
+            if alive.flags.writeable:
+                return dead
+            self._dead = alive, dead
+        return self._dead[1]
+
     def grown(self, vectors: np.ndarray) -> TableSearcher:
-        """A searcher of ``vectors`` (L, D), made as this one was."""
-        return TableSearcher(vectors, self.dtype, self.compute_dtype, self.device)
+        """A searcher of ``vectors`` (L, D), made as this one was; rows that this one has are not made again."""
+        new = vectors[len(self.table) :]
+        if self.dtype in (torch.float16, torch.bfloat16) and np.abs(new).max(initial=0) > self.peak:
+            return TableSearcher(vectors, self.dtype, self.compute_dtype, self.device)
+        larger = copy.copy(self)
+        rows, scale = self._stored(new)
+        larger.table = self._rows.append(self.table, rows)
+        if self.scale is not None:
+            larger.scale = self._scales.append(self.scale, scale)
+        return larger
 
 
 def half_searcher(vectors: np.ndarray) -> TableSearcher:
@@ -110,7 +138,7 @@ def half_searcher(vectors: np.ndarray) -> TableSearcher:
             form._scores(wanted)
             seconds[compute] = min(seconds[compute], time.process_time() - start)
     fastest = forms[min(seconds, key=lambda compute: seconds[compute])]
-    return fastest.grown(vectors)
+    return TableSearcher(vectors, fastest.dtype, fastest.compute_dtype)
 
 
 def int8_searcher(vectors: np.ndarray) -> TableSearcher:
