@@ -138,6 +138,22 @@ def test_catching_up_in_parts_and_flushing_change_nothing() -> None:
     assert torch.equal(parts.rows, before)
 
 
+def test_a_row_that_is_looked_up_many_times_is_caught_up_once() -> None:
+    """However far apart in the batch: rows are caught up a few hundred at a time."""
+    states = []
+    for rows in (torch.tensor([3]), torch.cat([torch.tensor([3]), torch.arange(10, 900), torch.tensor([3])])):
+        weight = nn.Parameter(torch.ones(1000, 256))
+        optimizer = RowSparseAdamW([weight], lr=1e-2, weight_decay=0.1)
+        for row in (3, 5, 5, 5):
+            weight.grad = torch.sparse_coo_tensor([[row]], torch.ones(1, 256), (1000, 256), check_invariants=True)
+            optimizer.step()
+        before = weight[3].detach().clone()
+        optimizer.catch_up(weight, rows)
+        assert not torch.equal(weight[3], before)
+        states.append((weight[3].detach(), optimizer.state[weight]["exp_avg"][3]))
+    torch.testing.assert_close(states[0], states[1], rtol=0, atol=0)
+
+
 def test_a_step_touches_the_rows_of_its_gradient_only() -> None:
     counts = {}
     for num_rows in (50, 5000):

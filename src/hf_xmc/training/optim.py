@@ -209,7 +209,7 @@ class RowSparseAdamW(torch.optim.AdamW):
 
     def _catch_up(self, parameter: Tensor, state: dict[str, Any], rows: Tensor) -> None:
         now, history = state["now"], state["history"]
-        rows = rows[state["row_position"][rows] != now]
+        rows = rows[state["row_position"][rows] != now].unique()  # a row that stands twice is caught up once
         first, second = state["exp_avg"], state["exp_avg_sq"]
         for part in _slices(len(rows), parameter):
             chunk = rows[part]
