@@ -57,6 +57,33 @@ def gather_pool(embeddings: Tensor, ids: Tensor) -> tuple[Tensor, Tensor]:
     return embeddings[order], ids[order]
 
 
+def mean_rows(ids: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
+    """Rows of a matrix (L, D), of which each rank has some, averaged over the ranks; a row that a rank lacks is 0.
+
+    Args:
+        ids: (n_rank,) int64, ascending, each once.
+        values: (n_rank, D).
+
+    Returns:
+        ids (R,) of all ranks, ascending, and values (R, D), to the bit the same on every rank.
+    """
+    counts = [ids.new_zeros(1) for _ in range(dist.get_world_size())]
+    dist.all_gather(counts, ids.new_tensor([len(ids)]))
+    # From each rank to all others, without pads: the values are most of what ranks send.
+    sent = [ids.new_empty(int(count)) for count in counts]
+    sent[dist.get_rank()] = ids
+    for rank, each in enumerate(sent):
+        dist.broadcast(each, src=rank)
+    rows, places = torch.unique(torch.cat(sent), return_inverse=True)  # (R,)
+    total = values.new_zeros(len(rows), values.size(1))
+    for rank, place in enumerate(places.split([len(each) for each in sent])):
+        own = rank == dist.get_rank()
+        part = values.contiguous() if own else values.new_empty(len(place), values.size(1))
+        dist.broadcast(part, src=rank)
+        total.index_add_(0, place, part)
+    return rows, total.div_(len(sent))
+
+
 def rows_per_rank(count: Tensor) -> Tensor:
     """The number of counted rows of all ranks divided by the number of ranks.
 

@@ -11,6 +11,7 @@ import torch.distributed as dist
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
+from hf_xmc.distributed import mean_rows
 from hf_xmc.training.optim import RowSparseAdamW, clip_grad_norm
 
 dist.init_process_group("gloo")
@@ -33,6 +34,12 @@ optimizer.flush()
 flat = torch.cat([p.detach().flatten() for p in model.parameters()])
 flats = [torch.empty_like(flat) for _ in range(world_size)]
 dist.all_gather(flats, flat)
+# Rows 2, 5 of the first rank, 5, 7 and 9 of the second, none of a third.
+own = [[2, 5], [5, 7, 9], []][rank]
+ids, values = mean_rows(torch.tensor(own, dtype=torch.int64), torch.tensor(own).reshape(-1, 1) + torch.zeros(1, 3))
+assert ids.tolist() == [2, 5, 7, 9] and values.tolist() == [[row / world_size] * 3 for row in (2.0, 10.0, 7.0, 9.0)]
+nothing = mean_rows(torch.zeros(0, dtype=torch.int64), torch.zeros(0, 3))
+assert nothing[0].tolist() == [] and nothing[1].shape == (0, 3)
 record = {
     "world_size": world_size,
     "difference": max((flat - other).abs().max().item() for other in flats),

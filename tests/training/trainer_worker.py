@@ -33,6 +33,8 @@ for kind, encoder in encoders.items():
         "world_size": dist.get_world_size(),
         "losses": losses_of_runs,
         "best": trainer.state.best_metric,
+        "optimizer": type(trainer.optimizer.optimizer).__name__,
+        "wrapped": trainer.model_wrapped is not encoder,
         "weights": sum(float(p.double().abs().sum()) for p in encoder.parameters()),
     }
 (out / f"rank{rank}.json").write_text(json.dumps(record))

@@ -13,7 +13,7 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.hooks import RemovableHandle
 
-from hf_xmc.distributed import PAD, is_distributed, pad_gather
+from hf_xmc.distributed import is_distributed, mean_rows
 from hf_xmc.encoders.classifier import LabelClassifier
 from hf_xmc.losses.pool.base import uses_pool
 from hf_xmc.training.optim import RowSparseAdamW, clip_grad_norm, unique_rows
@@ -36,15 +36,10 @@ class RowSparseTrainer(SentenceTransformerTrainer):
     def _tables(self) -> list[nn.Embedding | nn.EmbeddingBag]:
         """Modules of which a step touches few rows: the classifier's, and the tokens' of a static encoder.
 
-        Without a pool a step encodes all labels and touches most tokens: their gradient is left dense. So it is on
-        several processes, where DDP exchanges it and refuses a model that leaves it nothing to exchange.
+        Without a pool a step encodes all labels and touches most tokens: their gradient is left dense.
         """
         tables: list[nn.Embedding | nn.EmbeddingBag] = [module.rows for module in self._classifiers()]
-        if (
-            uses_pool(self.loss)
-            and self.args.world_size == 1
-            and self.args.optim in ("adamw_torch", "adamw_torch_fused")
-        ):
+        if uses_pool(self.loss) and self.args.optim in ("adamw_torch", "adamw_torch_fused"):
             tables += [module.embedding for module in self.model.modules() if isinstance(module, StaticEmbedding)]
         return tables
 
@@ -61,11 +56,10 @@ class RowSparseTrainer(SentenceTransformerTrainer):
                 ids, values = weight.new_zeros(0, dtype=torch.int64), weight.new_zeros(0, weight.size(1))
             else:
                 ids, values = unique_rows(weight.grad)
-            ids, values = pad_gather(ids, PAD), pad_gather(values, 0.0)
-            kept = ids != PAD
+            rows, values = mean_rows(ids, values)
             weight.grad = torch.sparse_coo_tensor(
-                ids[kept].unsqueeze(0), values[kept] / dist.get_world_size(), weight.shape
-            ).coalesce()
+                rows.unsqueeze(0), values, weight.shape, is_coalesced=True, check_invariants=False
+            )
 
     # Static in transformers, no longer so in sentence-transformers.
     def get_optimizer_cls_and_kwargs(self, args: Any, model: Any = None) -> tuple[Any, Any]:  # type: ignore[override]
@@ -89,12 +83,8 @@ class RowSparseTrainer(SentenceTransformerTrainer):
         if self._makes_optimizer:
             self.optimizer = None
         tables = self._tables()
-        # DDP would exchange the rows' gradient through a sparse all-reduce, which NCCL does not have.
-        names = [
-            name for name, parameter in self.model.named_parameters() if any(parameter is t.weight for t in tables)
-        ]
-        if names:
-            DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(self.model, names)
+        if is_distributed():
+            self._leave_to_us(tables)
         optimizer = super().create_optimizer(model)
         if isinstance(optimizer, RowSparseAdamW):
             for table in tables:
@@ -103,6 +93,16 @@ class RowSparseTrainer(SentenceTransformerTrainer):
                 if is_distributed():  # DDP leaves the rows alone, also at the start
                     dist.broadcast(table.weight.data, src=0)
         return optimizer
+
+    def _leave_to_us(self, tables: list[nn.Embedding | nn.EmbeddingBag]) -> None:
+        """Keep DDP, which would exchange gradients of rows by a sparse all-reduce that NCCL lacks, off the tables."""
+        named = dict(self.model.named_parameters())
+        ours = [name for name, parameter in named.items() if any(parameter is table.weight for table in tables)]
+        DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(self.model, ours)
+        if not any(parameter.requires_grad for name, parameter in named.items() if name not in ours):
+            # DDP refuses a model that leaves it nothing: this is all of what accelerate does but wrapping it.
+            model: Any = self.accelerator.prepare_model(self.model, evaluation_mode=True)
+            model._is_accelerate_prepared = True
 
     def flush_optimizer(self) -> None:
         """Bring all rows of all tables up to date; before they are evaluated, mined with or saved."""
