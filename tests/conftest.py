@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import os
+from collections.abc import Iterator
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
@@ -11,11 +12,21 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 from pathlib import Path
 
 import pytest
+import torch
 from toys import TINY, make_bert_encoder, make_static_encoder, make_words_data
 
 import hf_xmc
 
 pytest_plugins = ["fake_hub"]
+
+
+@pytest.fixture(autouse=True, scope="session")
+def one_thread() -> Iterator[None]:
+    """For tensors as small as those of tests a second thread costs more than it gives; recipes would take it."""
+    torch.set_num_threads(1)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("hf_xmc.runs.config.share_cores", lambda: None)
+        yield
 
 
 @pytest.fixture(autouse=True, scope="module")

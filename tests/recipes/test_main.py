@@ -15,15 +15,9 @@ from toys import TINY
 
 import hf_xmc
 from hf_xmc.data import save_lf
-from hf_xmc.runs import config as runs_config
 from recipes import baselines, dexml, gandalf, raexmc, unidec
 
 SHORT = ("num_train_epochs=1", "use_cpu=true", "disable_tqdm=true", "logging_strategy=no")
-
-
-@pytest.fixture(autouse=True)
-def threads_stay(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(runs_config, "share_cores", lambda: None)
 
 
 def run(recipe: object, folder: Path, words: Sequence[str]) -> dict:

@@ -25,11 +25,6 @@ class Own(EncoderFields):
     space: dict = field(default_factory=dict)
 
 
-@pytest.fixture(autouse=True)
-def threads(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("hf_xmc.runs.config.share_cores", lambda: None)
-
-
 def read(*words: str) -> tuple[Own, Any]:
     return read_recipe_config(Own, "", ["use_cpu=true", "output_dir=o", *words])
 
