@@ -14,14 +14,11 @@ import pandas as pd
 import pyarrow as pa
 import pytest
 import torch
-from toys import WORDS, make_bert_encoder, make_static_encoder, make_words_data, word_tokenizer
+from toys import WORDS, make_bert_encoder, make_static_encoder, make_words_data
 
 import hf_xmc
 from hf_xmc import LabelIndex, Retriever
-from hf_xmc.encoders.encoder import dual_vectors
-from hf_xmc.encoders.static import static_embedding
 from hf_xmc.hub.server_xmc import OnnxServer, OpenVinoServer, StaticServer
-from hf_xmc.losses import AllLabelsLoss
 from hf_xmc.serving import export_onnx
 
 TWO = ["war", "sea"]
@@ -211,35 +208,6 @@ def test_an_encoder_of_nans_gives_no_scores_but_an_error(tmp_path: Path) -> None
             retriever.predict(WORDS[:2], 2)
         with pytest.raises(ValueError, match="the vector of label 0 is not finite; did training diverge"):
             Retriever.build(retriever.encoder, WORDS, index=kind)
-
-
-# Everything else of the package that takes texts.
-TAKES_TEXTS: dict[str, Callable[[Retriever, Any], Any]] = {
-    "build": lambda r, texts: len(Retriever.build(make_static_encoder(), texts).labels),
-    "add_labels": lambda r, texts: len(r.add_labels(texts)),
-    "remember": lambda r, texts: r.remember(texts, [[1], [2]]) or len(r.memory_texts),
-    "calibrate": lambda r, texts: r.calibrate(texts, [[WORDS.index("war")], [WORDS.index("sea")]]) and 2,
-    "query_vectors": lambda r, texts: len(r.encoder.query_vectors(texts)),
-    "key_vectors": lambda r, texts: len(r.encoder.key_vectors(texts)),
-    "label_vectors": lambda r, texts: len(r.encoder.label_vectors(texts)),
-    "encode_halves": lambda r, texts: len(r.encoder.encode_halves(texts)[0]),
-    "dual_vectors": lambda r, texts: len(dual_vectors(r.encoder, texts, "query")),
-    "static_embedding": lambda r, texts: (
-        static_embedding(texts, start=(word_tokenizer(), torch.eye(len(WORDS) + 2))) and 2
-    ),
-    "AllLabelsLoss": lambda r, texts: AllLabelsLoss(make_static_encoder(), texts) and 2,
-}
-
-
-@pytest.mark.parametrize("name", TAKES_TEXTS)
-def test_whatever_takes_texts_takes_every_form_and_refuses_all_else(name: str) -> None:
-    retriever, call = Retriever.build(make_static_encoder(), WORDS), TAKES_TEXTS[name]
-    for form, texts in RIGHT.items():
-        assert call(retriever, texts()) == 2, form
-    for form, texts in WRONG_TEXTS.items():
-        with pytest.raises(ValueError, match="texts must be|no valid Unicode") as found:
-            call(retriever, texts())
-        assert len(str(found.value)) < 400, form
 
 
 def test_ids_of_labels_that_go_and_pairs_that_are_passed_over_are_checked() -> None:

@@ -223,7 +223,7 @@ def test_many_rows_in_many_chunks_equal_one_row_at_a_time():
 
 def test_truth_is_binarised_zeros_dropped_duplicates_merged_and_the_input_left_alone():
     row, label = [0, 0, 0, 1, 1, 1], [2, 0, 2, 1, 3, 1]
-    value = np.array([0.5, 2.0, -0.5, 7.0, 0.0, -7.0])
+    value = np.array([0.5, 2.0, 0.25, 7.0, 0.0, 7.0])
     messy = sp.csr_matrix((value, label, [0, 3, 6]), shape=(2, 4))
     assert not messy.has_canonical_format and messy.nnz == len(row)
     ids = np.array([[2, 3], [3, 1]])
@@ -304,7 +304,8 @@ GOOD = np.array([[0, 1], [1, -1]])
         ("row 1 of ids predicts a label twice", lambda: xmc_metrics([[0, 1], [1, 1]], [[0], [1]])),
         ("no positive label in any row", lambda: xmc_metrics(GOOD, [[], []], num_labels=2)),
         ("no positive label in any row", lambda: xmc_metrics(GOOD, sp.csr_matrix((2, 4)))),
-        ("truth has NaN", lambda: xmc_metrics(GOOD, sp.csr_matrix([[np.nan, 1.0], [0.0, 1.0]]))),
+        ("truth has nan in row 0", lambda: xmc_metrics(GOOD, sp.csr_matrix([[np.nan, 1.0], [0.0, 1.0]]))),
+        ("truth has -7 in row 1", lambda: label_counts(sp.csr_matrix([[0, 1], [-7, 1]]))),
         ("truth is a ndarray", lambda: xmc_metrics(GOOD, np.eye(2))),
         ("truth lists run from 0 to 5", lambda: xmc_metrics(GOOD, [[0], [5]], num_labels=3)),
         ("truth has 2 columns, num_labels is 3", lambda: xmc_metrics(GOOD, sp.eye(2, format="csr"), num_labels=3)),

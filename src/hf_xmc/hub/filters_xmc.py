@@ -29,9 +29,12 @@ def checked_ids(ids: Iterable[int]) -> np.ndarray:
     if isinstance(ids, str | bytes | Mapping) or not isinstance(ids, Iterable):
         raise ValueError(f"label ids must be integers, got {type(ids).__name__} {ids!r:.80}")
     try:
-        array = ids if isinstance(ids, np.ndarray) else np.asarray(as_list(ids))
+        is_array = isinstance(ids, np.ndarray) and (ids.dtype != object or not ids.ndim)
+        array = np.asarray(ids if is_array else as_list(ids))
     except ValueError as error:  # lists of different lengths
         raise ValueError(f"label ids must be integers, one for each label, got nested lists ({error})") from error
+    if np.ma.is_masked(ids):
+        raise ValueError("label ids must be integers, got an array with gaps; give ids.compressed()")
     if array.dtype.kind == "b":
         raise ValueError(f"label ids must be integers, got a mask of {array.size} bools; give np.flatnonzero(mask)")
     if array.size and (array.ndim != 1 or array.dtype.kind not in "iu"):
@@ -48,6 +51,8 @@ def checked_pairs(pairs: Any, num_rows: int, num_labels: int, where: str = "pair
     Raises:
         ValueError: For anything else, with ``where`` as the name of what came.
     """
+    if np.ma.is_masked(pairs):
+        raise ValueError(f"{where} have gaps; expected integers (n, 2): row, label id")
     pairs = np.asarray(pairs)
     if pairs.size == 0 and pairs.ndim:
         return NO_PAIRS

@@ -24,7 +24,9 @@ _GAINS = 1e-100, 1e100  # sums and quotients of inverse propensities stay inside
 
 
 def as_array(values: Any) -> NDArray[Any]:
-    """As numpy reads it; rows of different lengths, or what has no array, become an object without axes."""
+    """As numpy reads it; rows of different lengths, gaps of a mask, or what has no array: an object without axes."""
+    if np.ma.is_masked(values):  # numpy would read what stands behind the mask
+        return np.asarray(None)
     try:
         return np.asarray(values)
     except (ValueError, TypeError, OverflowError):
@@ -85,7 +87,7 @@ def pad(rows: Sequence[Sequence[int]]) -> IntArray:
 
 
 def as_ids(ids: Any) -> IntArray:
-    """Predictions (N, K) or ragged rows of label ids -> (N, K) int64.
+    """Predictions (N, K) or ragged rows of label ids -> (N, K) int64; what is masked was not predicted.
 
     Raises:
         ValueError: Unless they are integers in two axes.
@@ -93,7 +95,7 @@ def as_ids(ids: Any) -> IntArray:
     rows = _rows(ids)
     if rows is not None:
         return pad(rows)
-    array = as_array(ids)
+    array = as_array(ids.filled(-1) if isinstance(ids, np.ma.MaskedArray) and ids.dtype.kind == "i" else ids)
     if array.ndim != 2 or array.dtype.kind not in "iu":
         raise ValueError(
             f"ids have shape {array.shape} and dtype {array.dtype}; expected integers (N, K), best first, -1 where "
@@ -110,22 +112,25 @@ def as_truth(truth: Any, num_labels: int | None = None) -> sp.csr_array:
     """
     matrix = read_truth(truth, num_labels)
     if matrix.nnz == 0:
-        raise ValueError(f"truth {matrix.shape} has no positive label in any row; every metric would be 0 or 0/0")
+        raise ValueError(
+            f"truth {matrix.shape} has no positive label in any row, and every metric would be 0 or 0/0; expected one "
+            "row with a label at least"
+        )
     return matrix
 
 
 def read_truth(truth: Any, num_labels: int | None = None) -> sp.csr_array:
     """Truth as a binary CSR array (N, L) bool with sorted, distinct columns; the input is not changed.
 
-    Explicit zeros are dropped first, every other value becomes True, duplicates are merged.
+    Explicit zeros are dropped first, every value above becomes True, duplicates are merged.
 
     Args:
         truth: SciPy sparse (N, L), or N lists of label ids (-1 is a pad), also as a column of a data set.
         num_labels: L where ``truth`` is lists; by default the largest label id plus one.
 
     Raises:
-        ValueError: For anything else, such as dense arrays, masks or rows of 0 and 1 for each label; for NaN values or
-            ids outside of 0 .. L-1.
+        ValueError: For anything else, such as dense arrays, masks or rows of 0 and 1 for each label; for values that
+            are NaN or negative, or ids outside of 0 .. L-1.
     """
     if num_labels is not None:
         as_count("num_labels", num_labels)
@@ -235,7 +240,7 @@ def _flatten(rows: Sequence[Sequence[int]], what: str) -> tuple[IntArray, IntArr
     """Length of each row (N,) and all ids in one array (n,), both int64."""
     filled, counts = [], np.zeros(len(rows), dtype=np.int64)
     for place, row in enumerate(rows):
-        ids = row if isinstance(row, np.ndarray) else as_array(row)
+        ids = row.compressed() if isinstance(row, np.ma.MaskedArray) and row.ndim == 1 else as_array(row)
         if ids.ndim != 1 or (ids.size and ids.dtype.kind not in "iu"):
             raise ValueError(
                 f"{what} hold a {type(row).__name__} in row {place}, {ids.dtype} values of {ids.ndim} axes; expected "
@@ -259,8 +264,14 @@ def _csr_from_sparse(truth: Any, num_labels: int | None) -> sp.csr_array:
     matrix = _csr("truth", truth)
     if num_labels is not None and num_labels != matrix.shape[1]:
         raise ValueError(f"truth has {matrix.shape[1]} columns, num_labels is {num_labels}; leave num_labels out")
-    if matrix.dtype.kind == "f" and np.isnan(matrix.data).any():
-        raise ValueError("truth has NaN values; expected non-zero for a positive label. Drop the NaN entries")
+    wrong = ~(matrix.data >= 0)
+    if wrong.any():
+        place = int(wrong.argmax())
+        row = np.searchsorted(matrix.indptr, place, side="right") - 1
+        raise ValueError(
+            f"truth has {matrix.data[place]} in row {row}; expected values above 0 for its positive labels. Drop the "
+            "entries that are NaN or negative"
+        )
     stored = matrix.data != 0
     clean = stored.all()
     matrix = sp.csr_array((stored, matrix.indices, matrix.indptr), shape=matrix.shape, copy=not clean)
