@@ -136,7 +136,7 @@ def test_resuming_with_other_settings_is_refused(tmp_path: Path) -> None:
 def test_the_classifier_is_trained_by_the_row_sparse_optimizer_with_its_own_rate(tmp_path: Path) -> None:
     from hf_xmc.training.optim import RowSparseAdamW
 
-    trainer = make_trainer(unidec_encoder(tmp_path / "a"), tmp_path / "run", max_steps=2)
+    trainer = make_trainer(unidec_encoder(tmp_path / "a"), tmp_path / "run", max_steps=9)
     trainer.train()
     optimizer = trainer.optimizer.optimizer
     assert isinstance(optimizer, RowSparseAdamW)
