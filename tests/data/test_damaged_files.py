@@ -130,10 +130,11 @@ def test_a_raw_folder_killed_between_two_moves_is_old_or_new_or_refused(toy, tmp
     if moves < 5:
         with pytest.raises(ValueError, match="lacks lbl.json.gz"):
             load_lf(tmp_path / "raw", cache_dir=tmp_path / "cache")
-    (tmp_path / "raw" / ".half-made-1").mkdir()
+    (tmp_path / ".raw-of-999999999-x").mkdir()  # of a process that is no more
     save_lf(other, tmp_path / "raw")
     assert contents(load_lf(tmp_path / "raw", cache_dir=tmp_path / "cache")) == contents(other)
-    assert len(list((tmp_path / "raw").iterdir())) == 5, "nothing of a killed call stays"
+    assert len(list((tmp_path / "raw").iterdir())) == 5
+    assert not list(tmp_path.glob(".raw-of-*")), "nothing of a killed call stays"
 
 
 @pytest.fixture

@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
-import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
@@ -19,12 +18,12 @@ from huggingface_hub.errors import RemoteEntryNotFoundError
 from hf_xmc.data.catalog import Propensity
 from hf_xmc.data.lf.pair_lines import read_filter_pairs
 from hf_xmc.data.report import DataReport
+from hf_xmc.hub.whole_xmc import folder_beside
 
 SIDE_FILE = "xmc_dataset.json"
 SIDE_FILES = (SIDE_FILE, "filter_labels_train.txt", "filter_labels_test.txt")
 LAST_FILE = "SHA256SUMS"
 FORMAT_VERSION = 1
-_HALF_MADE = ".half-made-"
 
 
 def filter_file(split: str) -> str:
@@ -81,13 +80,11 @@ def in_one_step(folder: str | Path, last: str) -> Iterator[Path]:
     and new ones are never taken for one data set. What a killed call left behind is removed.
     """
     folder = Path(folder).expanduser()
-    folder.mkdir(parents=True, exist_ok=True)
-    for stale in folder.glob(f"{_HALF_MADE}*"):
-        shutil.rmtree(stale, ignore_errors=True)
-    with tempfile.TemporaryDirectory(dir=folder, prefix=_HALF_MADE) as half_made:
-        yield Path(half_made)
+    with folder_beside(folder) as whole:
+        yield whole
+        folder.mkdir(exist_ok=True)
         (folder / last).unlink(missing_ok=True)
-        for part in sorted(Path(half_made).iterdir(), key=lambda part: (part.name == last, part.name)):
+        for part in sorted(whole.iterdir(), key=lambda part: (part.name == last, part.name)):
             if (folder / part.name).is_dir():
                 shutil.rmtree(folder / part.name)
             part.replace(folder / part.name)
