@@ -20,7 +20,7 @@ class GrowingRows(Generic[Rows]):
     """
 
     def __init__(self, rows: Rows) -> None:
-        self._buffer = rows
+        self._buffer: Rows = rows
         self._num_used = len(rows)
 
     def append(self, rows: Rows, new: Rows) -> Rows:
@@ -29,7 +29,8 @@ class GrowingRows(Generic[Rows]):
         Copies of an index share the buffer: where another one has appended meanwhile, ``rows`` move to a new buffer.
         """
         start, stop = len(rows), len(rows) + len(new)
-        if start != self._num_used or stop > len(self._buffer):
+        ours = _address(rows) == _address(self._buffer) and start == self._num_used
+        if not ours or stop > len(self._buffer):
             buffer = _empty_like(rows, max(stop, start + start // 2))
             buffer[:start] = rows
             self._buffer = buffer
@@ -41,3 +42,7 @@ class GrowingRows(Generic[Rows]):
 def _empty_like(rows: Rows, count: int) -> Rows:
     shape = (count, *rows.shape[1:])
     return rows.new_empty(shape) if isinstance(rows, Tensor) else np.empty(shape, rows.dtype)
+
+
+def _address(rows: Rows) -> int:
+    return rows.data_ptr() if isinstance(rows, Tensor) else rows.ctypes.data
