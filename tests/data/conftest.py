@@ -3,14 +3,26 @@
 from __future__ import annotations
 
 import gzip
+import itertools
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import datasets
 import pytest
 
 from hf_xmc.data import XMCDataset, load_lf
+
+
+@pytest.fixture(autouse=True, scope="module")
+def fingerprints_are_counted() -> Iterator[None]:
+    """A data set in memory is known by a hash of all that it holds, which takes longer than to make it."""
+    count = itertools.count()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(datasets.arrow_dataset, "generate_fingerprint", lambda dataset: f"{next(count):016x}")
+        yield
+
 
 TRAIN = [
     {

@@ -49,7 +49,7 @@ def test_written_lists_keep_commas_quotes_and_brackets():
 
 
 @pytest.mark.filterwarnings("ignore:.*have null for labels")
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=50, deadline=None)
 @given(rows=st.lists(st.lists(st.text(st.characters(exclude_categories=["Cs"]), min_size=1, max_size=6), max_size=4)))
 def test_any_list_written_by_python_or_json_is_that_list(rows):
     rows = [*rows, ["x"]]
@@ -191,7 +191,7 @@ def test_minus_one_pads_a_list_and_is_no_label(names, expected):
     assert labels_of([["2", "-1"]]) == [["2", "-1"]]
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=50, deadline=None)
 @given(data=st.data(), width=st.integers(3, 6))
 def test_any_mask_of_three_or_more_labels_gives_the_places_of_its_ones(data, width):
     bits = st.lists(st.integers(0, 1), min_size=width, max_size=width)

@@ -387,7 +387,7 @@ ROWS = {
 
 @pytest.mark.filterwarnings("ignore::UserWarning")
 @pytest.mark.parametrize("form", WRITERS)
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=40, deadline=None)
 @given(data=st.data())
 def test_any_unicode_comes_back_from_any_format(tmp_path_factory, form, data):
     labels = st.lists(PLAIN.filter(bool), max_size=3) if form == "xlsx" else LABELS
