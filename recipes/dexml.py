@@ -7,9 +7,9 @@ batch's positives with ``hard_negatives`` mined and ``random_negatives`` random 
 table`` has a denominator of all labels of which a step encodes the highest and a few random ones, the others as they
 were some steps ago, where labels are too many to encode at every step and a pool is too small. With ``hold_out`` above
 0 a part of train, by title key, is left out first: where epochs are evaluated the best there is kept. With ``refit``
-the encoder is then trained again on every row, for all epochs. The test split is looked at once. With ``memory``
-training rows vote beside the labels in further lines (RAE-XMC), as fitted on the held-out part, or leave-one-out where
-there is none.
+the encoder is then trained again on every row, for all epochs. A ranker is fitted on the held-out part. The test split
+is looked at once. With ``memory`` training rows vote beside the labels in a line of their own (RAE-XMC), and tell the
+ranker more.
 """
 
 from __future__ import annotations
@@ -25,7 +25,6 @@ from hf_xmc import losses
 from hf_xmc.encoders.start import start_encoder
 from hf_xmc.losses import blockwise
 from hf_xmc.runs.method import MethodFields, MethodRun
-from hf_xmc.runs.record import metrics_table
 
 TOP_K = 5
 LABELS = ("pool", "all", "table")
@@ -51,7 +50,6 @@ class DEXML(MethodFields):
     loss: str = "decoupled_softmax"
     scale: float = 20.0
     mini_batch_size: int = 256
-    memory: bool = True
 
     def __post_init__(self) -> None:
         """Refuse what is no choice, and a loss that the label table does not have."""
@@ -84,14 +82,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     make = partial(make_model, run.config)
     encoder = run.train(make)
 
-    # 3. What the held-out part says, and how rows and labels vote there, or leave-one-out.
-    choice = None
-    if run.is_main:
-        if run.held_out is not None:
-            run.record.metrics["held out"] = run.held_out.metrics(run.held_out.predict(encoder)[0])
-        if run.config.memory:
-            choice = run.choose_memory(encoder)
-            print(choice)
+    # 3. The ranker is fitted on the held-out part.
+    ranker = run.fit_ranker(encoder) if run.is_main else None
 
     # 4. Training on every row.
     if run.held_out is not None and run.config.refit:
@@ -99,9 +91,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
     # 5. One look at the test split, and one file with everything that was measured.
     if run.is_main:
-        retriever, table = run.test("DEXML", encoder, choice)
-        run.save(retriever, table.get("with memory", table["DEXML"]), "DEXML")
-        print(f"\n{run.data.name}, percent\n{metrics_table(run.record.metrics)}\n\n{run.closing()}")
+        print(run.finish("DEXML", "DEXML", encoder, ranker))
 
 
 if __name__ == "__main__":

@@ -3,10 +3,10 @@
     accelerate launch recipes/gandalf.py --config recipes/configs/<data>/gandalf.yaml [--data_dir DIR] [field=value]
 
 As published the classifier is blind: a label is nothing but a row of it, searched by its score, and the label rows are
-what tells it what labels are called. With ``label_texts`` labels are scored by their texts too, as in unidec.py, and
-the weight of the two halves is fitted on a held-out part of train (by title key). ``label_rows: false`` leaves the
-label rows out; with ``in_batch_weight`` the labels of a batch's pool are queries as well, with the same targets and
-nothing more encoded. With ``refit`` the encoder is then trained again on every row. The test split is looked at once.
+what tells it what labels are called. With ``label_texts`` labels are scored by their texts too, as in unidec.py.
+``label_rows: false`` leaves the label rows out; with ``in_batch_weight`` the labels of a batch's pool are queries as
+well, with the same targets and nothing more encoded. A ranker is fitted on a held-out part of train (by title key).
+With ``refit`` the encoder is then trained again on every row. The test split is looked at once.
 
 What did not help (recipes/README.md has the rows): label rows beside ``label_texts``, and for the targets shrunk
 counts, symmetric counts or walks in place of counts.
@@ -23,11 +23,9 @@ from torch import nn
 import hf_xmc
 from hf_xmc.data.gandalf import label_row_statistics, label_rows, with_label_rows
 from hf_xmc.encoders.start import start_encoder
-from hf_xmc.evaluation import fit_search_form
 from hf_xmc.runs.method import MethodFields, MethodRun
-from hf_xmc.runs.record import metrics_table
 
-BLIND = hf_xmc.SearchForm(1.0, normalize_classifier=False)
+FORM, BLIND = (hf_xmc.SearchForm(weight, normalize_classifier=False) for weight in (0.5, 1.0))
 
 
 @dataclass
@@ -46,6 +44,7 @@ def make_model(config: Gandalf, part: hf_xmc.XMCDataset) -> tuple[hf_xmc.XMCEnco
     """The encoder before training, its loss, and the rows that it learns from."""
     encoder = start_encoder(config.encoder, part, max_seq_length=config.max_seq_length)
     encoder.add_classifier(part.num_labels, None, residual=config.label_texts, dropout=config.dropout)
+    encoder.search_form = FORM if config.label_texts else BLIND
     targets = label_rows(part.to_csr("train"), config.delta)
     encoder_weight, terms = (0.5 if config.label_texts else 0.0), None
     if config.in_batch_weight:
@@ -60,33 +59,22 @@ def main(argv: Sequence[str] | None = None) -> None:
     # 1. Settings and data: the YAML, then the command line; a held-out part that no title of the rest stands in.
     run = MethodRun(Gandalf, __file__, __doc__, argv)
     config, truth = run.config, run.data.to_csr("train")
-    if run.held_out is None:
-        raise ValueError("hold_out is 0; a held-out part says what the label rows are worth, for example hold_out=0.1")
     run.state.print(run.data, label_row_statistics(truth, label_rows(truth, config.delta)), sep="\n")
 
     # 2. Training on all but the held-out part.
     make = partial(make_model, config)
     encoder = run.train(make)
 
-    # 3. What the held-out part says; where labels have texts, how the halves are weighed.
-    form = encoder.search_form = BLIND
-    if run.is_main:
-        if config.label_texts:
-            with run.record.timed("fitting"):
-                form, _ = fit_search_form(encoder, run.held_out)
-            run.record.notes.append(f"search form: {form}")
-        run.record.metrics["held out"] = run.held_out.metrics(run.held_out.predict(encoder)[0])
+    # 3. The ranker is fitted on the held-out part.
+    ranker = run.fit_ranker(encoder) if run.is_main else None
 
-    # 4. Training on every row, with what was chosen.
-    if config.refit:
+    # 4. Training on every row.
+    if run.held_out is not None and config.refit:
         encoder = run.refit(make)
-    encoder.search_form = form
 
     # 5. One look at the test split, and one file with everything that was measured.
     if run.is_main:
-        retriever, table = run.test("Gandalf", encoder)
-        run.save(retriever, table["Gandalf"], "Gandalf")
-        print(f"\n{run.data.name}, percent\n{metrics_table(run.record.metrics)}\n\n{run.closing()}")
+        print(run.finish("Gandalf", "Gandalf", encoder, ranker))
 
 
 if __name__ == "__main__":

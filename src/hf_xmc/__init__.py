@@ -6,7 +6,7 @@ __version__ = "0.2.0"
 
 import sys
 
-from hf_xmc import losses, metrics
+from hf_xmc import losses, metrics, ranker
 from hf_xmc.data.dataset import XMCDataset
 from hf_xmc.data.lf.load import load_lf
 from hf_xmc.encoders import lora, static
@@ -44,5 +44,6 @@ __all__ = [
     "metrics",
     "minilm_path",
     "pipeline",
+    "ranker",
     "wordllama_embedding",
 ]

@@ -11,9 +11,9 @@ from safetensors.torch import load_file, save_file
 import hf_xmc.hub.memory_xmc
 import hf_xmc.hub.search_xmc
 from hf_xmc import LabelIndex
-from hf_xmc.memory import MemoryForm, fit_fold, fit_memory, fold_rows
+from hf_xmc.memory import MemoryForm
 from hf_xmc.memory.knowledge_memory import KnowledgeMemory
-from hf_xmc.metrics.functional import drop_pairs, inverse_propensities, xmc_metrics
+from hf_xmc.metrics.functional import drop_pairs
 
 
 def unit(rng: np.random.Generator, num: int, width: int = 8) -> np.ndarray:
@@ -306,78 +306,6 @@ def test_bad_input_is_refused_with_what_came() -> None:
     assert ids.shape == (0, 2) == scores.shape and len(memory.explain(np.zeros((0, 2)), ids).row_ids) == 0
 
 
-def clustered(seed: int) -> tuple[np.ndarray, ...]:
-    """Rows around hidden centres, one label each; half of the label texts say nothing about their rows."""
-    rng = np.random.default_rng(seed)
-    centres = unit(np.random.default_rng(99), 20)
-    labels = centres.copy()
-    labels[::2] = unit(rng, 10)
-    cluster = rng.integers(0, 20, 400)
-    vectors = centres[cluster] + 0.3 * rng.standard_normal((400, 8)).astype(np.float32)
-    vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
-    return vectors, labels, sp.csr_matrix((np.ones(400, np.float32), (np.arange(400), cluster)), (400, 20))
-
-
-def test_fitting_finds_a_form_that_beats_the_label_search_where_label_texts_mislead() -> None:
-    rows, labels, truth = clustered(0)
-    queries, _, held_out = clustered(1)
-    weights = inverse_propensities(truth, 0.55, 1.5)
-    memory = KnowledgeMemory(rows, truth, LabelIndex(labels))
-    fit = fit_memory(memory, queries, held_out, weights)
-    memory.form = fit.form
-    metrics = xmc_metrics(memory.search(queries, 1)[0], held_out, 1, weights)
-    np.testing.assert_allclose([fit.precision, fit.psp], [metrics["precision@1"], metrics["psp@1"]], atol=1e-12)
-    plain = xmc_metrics(memory.labels.search(queries, 1)[0], held_out, 1, weights)
-    np.testing.assert_allclose(
-        [fit.label_precision, fit.label_psp], [plain["precision@1"], plain["psp@1"]], atol=1e-12
-    )
-    assert fit.form.row_weight > 0 and fit.precision > fit.label_precision + 0.2
-    left_out = fit_memory(memory, rows, truth, weights, own_rows=np.arange(400))
-    assert left_out.precision > left_out.label_precision + 0.2
-    weight = fit_fold(labels, rows, truth, queries, held_out, weights)
-    folded, _ = LabelIndex(fold_rows(labels, rows, truth, weight)).search(queries, 1)
-    assert weight > 0 and xmc_metrics(folded, held_out, 1)["precision@1"] > fit.label_precision + 0.2
-
-
-def test_fitting_keeps_the_label_search_where_rows_say_nothing() -> None:
-    rng = np.random.default_rng(5)
-    labels = unit(rng, 20)
-    truth = sp.csr_matrix((np.ones(100, np.float32), (np.arange(100), rng.integers(0, 20, 100))), (100, 20))
-    queries = labels[np.arange(20)]
-    memory = KnowledgeMemory(unit(rng, 100), truth, LabelIndex(labels))
-    fit = fit_memory(memory, queries, sp.csr_matrix(np.eye(20)), np.ones(20))
-    assert fit.precision == 1.0 and fit.form.row_weight == 0
-
-
-def test_luck_is_no_gain() -> None:
-    """Labels come in pairs of one direction; which of a pair a row has is a coin toss, so that rows change predictions
-    and better none."""
-    chosen, lucky = [], []
-    for seed in range(12):
-        rng = np.random.default_rng(seed)
-        pairs = unit(rng, 15)
-        labels = np.repeat(pairs, 2, axis=0) + 0.02 * rng.standard_normal((30, 8)).astype(np.float32)
-
-        def draw(num: int, rng: np.random.Generator = rng, pairs: np.ndarray = pairs) -> tuple:
-            cluster = rng.integers(0, 15, num)
-            vectors = pairs[cluster] + 0.1 * rng.standard_normal((num, 8)).astype(np.float32)
-            vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
-            label = 2 * cluster + rng.integers(0, 2, num)
-            return vectors, sp.csr_matrix((np.ones(num, np.float32), (np.arange(num), label)), (num, 30))
-
-        rows, truth = draw(300)
-        queries, held_out = draw(150)
-        memory = KnowledgeMemory(rows, truth, LabelIndex(labels))
-        fit = fit_memory(memory, queries, held_out, np.ones(30))
-        fold = fit_fold(labels, rows, truth, queries, held_out, np.ones(30))
-        chosen.append((fit.form.row_weight > 0, fold > 0))
-        memory.form = MemoryForm(0.3, 7.0, 50)
-        right = xmc_metrics(memory.search(queries, 1)[0], held_out, 1)["precision@1"]
-        lucky.append(right > fit.label_precision)
-    assert sum(lucky) >= 3  # a fixed form is ahead by chance now and then
-    assert np.sum(chosen, axis=0).max() <= 2
-
-
 def test_rare_labels_rest_on_their_text_with_a_frequency_power_above_zero() -> None:
     counts = np.array([0, 1, 5, 100])
     above, below = MemoryForm(0.2, frequency_power=0.5), MemoryForm(0.2, frequency_power=-0.5)
@@ -385,20 +313,3 @@ def test_rare_labels_rest_on_their_text_with_a_frequency_power_above_zero() -> N
     np.testing.assert_allclose(above.row_weights(counts)[1], 0.2)
     np.testing.assert_array_equal(MemoryForm(0.2).row_weights(counts), 0.2)
     np.testing.assert_array_equal(MemoryForm(1.0, frequency_power=0.5).row_weights(counts), 1.0)
-
-
-def test_folding_moves_a_label_towards_the_mean_of_its_rows() -> None:
-    rng = np.random.default_rng(6)
-    labels, rows = 2 * unit(rng, 5), unit(rng, 12)
-    truth = sp.csr_matrix(make_truth(rng, 12, 5, 0.4).toarray() * np.array([1, 1, 1, 0, 1]))  # label 3 has no rows
-    folded = fold_rows(labels, rows, truth, 0.25)
-    for label in range(5):
-        mine = rows[truth[:, [label]].toarray().ravel() > 0]
-        if not len(mine):
-            np.testing.assert_array_equal(folded[label], labels[label])
-            continue
-        mean = mine.mean(0)
-        np.testing.assert_allclose(
-            folded[label], 0.75 * labels[label] + 0.25 * 2 * mean / np.linalg.norm(mean), atol=1e-6
-        )
-    np.testing.assert_allclose(fold_rows(labels, rows, truth, 0.0), labels, atol=1e-7)

@@ -9,12 +9,14 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import results
 from toys import TINY
 
 import hf_xmc
 from hf_xmc.data import save_lf
+from hf_xmc.metrics.functional import xmc_metrics
 from recipes import baselines, dexml, gandalf, raexmc, unidec
 
 SHORT = ("num_train_epochs=1", "use_cpu=true", "disable_tqdm=true", "logging_strategy=no")
@@ -33,7 +35,9 @@ def test_a_recipe_is_imported_without_running(name: str, tmp_path: Path, monkeyp
     assert callable(module.main) and os.listdir(tmp_path) == []
 
 
-def test_unidec_fits_on_the_held_out_part_and_trains_again(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_unidec_fits_a_ranker_on_the_held_out_part_and_trains_again(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     config = str(TINY.parent.parent / "configs" / TINY.name / "unidec.yaml")
     record = run(unidec, tmp_path, ["--config", config, *SHORT])
     assert results.command_of(record["command"], 1).endswith(
@@ -45,17 +49,21 @@ def test_unidec_fits_on_the_held_out_part_and_trains_again(tmp_path: Path, capsy
     )
     assert {"training, held-out part left out", "fitting", "training"} <= set(record["seconds"])
     assert not any(note.startswith("settings: no --config") for note in record["notes"])
-    assert {note.partition(":")[0] for note in record["notes"]} == {"row lengths", "memory", "calibration"}
-    (fitted,) = (name for name in record["all_metrics"] if name.startswith("held out: fitted: "))
-    best = max(m["precision@1"] for name, m in record["all_metrics"].items() if name.startswith("held out: "))
-    assert record["all_metrics"][fitted]["precision@1"] > best - 0.02 > 0.4
+    assert [note[:7] for note in record["notes"]] == ["ranker:", "test sp"]
+    held_out, ranked = (record["all_metrics"][name]["precision@1"] for name in ("held out", "held out, ranked"))
+    assert ranked > held_out > 0.3
     retriever = hf_xmc.Retriever.from_pretrained(tmp_path)
-    form = retriever.encoder.search_form
-    assert fitted.removeprefix("held out: fitted: ") == f"{form.classifier_weight}{unidec.unit_rows(form)}"
-    assert retriever.calibration is not None
-    assert record["tests"]["UniDEC"]["metrics"]["precision@1"][0] > 0.4
+    assert retriever.encoder.search_form == unidec.FORM and retriever.ranker is not None
+    data = hf_xmc.load_lf(TINY)
+    assert retriever.memory is not None and len(retriever.memory) == len(data.train)  # of all rows, not of the fit's
+    np.testing.assert_array_equal(retriever.ranker.counts, np.diff(data.to_csr("train").tocsc().indptr))
+    assert list(record["tests"]) == ["UniDEC", "with memory", "with ranker", "with ranker, tail 0.7"]
+    assert record["metrics"] == record["all_metrics"]["with ranker"]
+    ids = retriever.rank(data.test["text"][:], 5).ids
+    precision = xmc_metrics(ids, data.to_csr("test"), 1)["precision@1"]
+    assert record["metrics"]["precision@1"] == pytest.approx(precision, abs=2e-3) and precision > 0.4
     printed = capsys.readouterr().out
-    assert "held-out part, percent" in printed and f"saved to {tmp_path}" in printed
+    assert "test split, percent" in printed and f"saved to {tmp_path}" in printed
     assert (tmp_path / "README.md").is_file()
 
 
@@ -67,17 +75,19 @@ def small(tiny: hf_xmc.XMCDataset, tmp_path_factory: pytest.TempPathFactory) -> 
     return [f"data_dir={folder}", "fields=[title]", "label_fields=[title]"]
 
 
-def test_raexmc_without_a_held_out_part_trains_once_and_fits_leave_one_out(tmp_path: Path, small: list[str]) -> None:
+def test_raexmc_without_a_held_out_part_trains_once_and_has_no_ranker(tmp_path: Path, small: list[str]) -> None:
     record = run(raexmc, tmp_path, [*small, "hold_out=0", "hard_negatives=0", *SHORT])
     assert "training" in record["seconds"] and "training, held-out part left out" not in record["seconds"]
     assert record["notes"][0].startswith("settings: no --config given")
-    assert "with memory" in record["tests"] and record["gains"]["with memory"]["precision@1"][0] != 0
+    assert list(record["tests"]) == ["without memory", "with memory"]
+    assert record["notes"][-1] == "ranker: none, as hold_out is 0"
+    assert record["gains"]["with memory"]["precision@1"][0] != 0
     assert record["metrics"] == record["all_metrics"]["with memory"]
 
 
 def test_gandalf_searches_by_the_classifier_alone(tmp_path: Path) -> None:
     record = run(gandalf, tmp_path, ["refit=false", *SHORT])
-    assert set(record["tests"]) == {"Gandalf"} and record["metrics"]["precision@1"] > 0.15
+    assert record["all_metrics"]["Gandalf"]["precision@1"] > 0.15 and "with ranker" in record["tests"]
     assert hf_xmc.Retriever.from_pretrained(tmp_path).encoder.search_form == gandalf.BLIND
 
 
@@ -103,11 +113,8 @@ def test_baselines_keep_what_each_line_took(tmp_path: Path) -> None:
     assert set(record["tests"]) == {"TF-IDF zero-shot", "TF-IDF kNN"} <= set(record["seconds"])
 
 
-def test_wrong_choices_are_named(tmp_path: Path) -> None:
+def test_wrong_choices_are_named() -> None:
     with pytest.raises(ValueError, match="labels is 'some'; expected one of"):
         dexml.main(["labels=some"])
     with pytest.raises(ValueError, match="labels: table is decoupled softmax, got loss: info_nce"):
         dexml.main(["labels=table", "loss=info_nce"])
-    for recipe in (unidec, gandalf):
-        with pytest.raises(ValueError, match="hold_out is 0"):
-            recipe.main(["hold_out=0", "--output_dir", str(tmp_path), "use_cpu=true"])

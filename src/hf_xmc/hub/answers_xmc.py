@@ -12,8 +12,9 @@ from typing import Any
 import numpy as np
 
 from .checks_xmc import Parts, Request, calibrated
-from .filters_xmc import MISSING_ID, MISSING_SCORE
+from .filters_xmc import MISSING_ID, MISSING_SCORE, NO_PAIRS
 from .memory_xmc import read_memory
+from .ranker_xmc import RANKER_FILE, Ranker, probability, read_ranker
 from .repo_xmc import (
     CALIBRATION_FILE,
     CONFIG_FILE,
@@ -118,7 +119,7 @@ class Ranking:
 
     Attributes:
         ids: (N, K) int64, padded with -1.
-        scores: (N, K) float32, descending, equal ones by ascending id, padded with -inf.
+        scores: (N, K) float32, descending, equal ones by ascending id, padded with -inf; of a ranker in [0, 1].
         probabilities: (N, K) float64 in [0, 1] that the label is right, or None where nothing was calibrated.
     """
 
@@ -139,20 +140,23 @@ class Ranking:
 # -- what is answered -------------------------------------------------------------------------------------------------
 
 
-def rank(parts: Parts, queries: np.ndarray, request: Request) -> Ranking:
-    """The best labels of query vectors (N, D), as arrays."""
-    return _rank(parts, queries, request)[0]
+def rank(
+    parts: Parts, queries: np.ndarray, texts: Sequence[str], request: Request, filters: np.ndarray = NO_PAIRS
+) -> Ranking:
+    """The best labels of query vectors (N, D) and texts, as arrays, without ``filters`` (n, 2): (query, label id)."""
+    return _rank(parts, queries, texts, request, filters)[0]
 
 
-def answer(parts: Parts, queries: np.ndarray, request: Request) -> list[list[dict[str, Any]]]:
+def answer(parts: Parts, queries: np.ndarray, texts: Sequence[str], request: Request) -> list[list[dict[str, Any]]]:
     """The best labels of query vectors (N, D).
 
     Returns:
         N lists of at most top_k ``{"label": str, "score": float, "label_id": int}``, best first, ties by ascending id;
-        once calibrated also ``"probability": float``; with evidence also ``"evidence": {"label": {"score", "share"},
-        "rows": [{"text", "row", "score", "share"}]}``.
+        with a ranker or a calibration also ``"probability": float``; with evidence also ``"evidence": {"label":
+        {"score", "share"}, "rows": [{"text", "row", "score", "share"}]}``, and of a ranker ``"features"``, what each
+        feature added to the logit, largest first.
     """
-    ranking, found = _rank(parts, queries, request)
+    ranking, found = _rank(parts, queries, texts, request)
     labels = parts.labels
     answers: list[list[dict[str, Any]]] = [
         [{"label": labels[i], "score": s, "label_id": i} for i, s in zip(ids, scores, strict=True) if i != MISSING_ID]
@@ -162,14 +166,36 @@ def answer(parts: Parts, queries: np.ndarray, request: Request) -> list[list[dic
         for line, probabilities in zip(answers, ranking.probabilities.tolist(), strict=True):
             for label, probability in zip(line, probabilities, strict=False):
                 label["probability"] = probability
-    if request.return_evidence and parts.memory is not None:
+    if request.return_evidence:
+        _explain(parts, queries, texts, request, ranking, found, answers)
+    return answers
+
+
+def _explain(
+    parts: Parts,
+    queries: np.ndarray,
+    texts: Sequence[str],
+    request: Request,
+    ranking: Ranking,
+    found: Found | None,
+    answers: list[list[dict[str, Any]]],
+) -> None:
+    """Write the evidence into each label of the answers."""
+    for line in answers:
+        for label in line:
+            label["evidence"] = {}
+    if parts.memory is not None:
         if found is None:  # the labels were not voted for
             found = parts.memory.find(queries, parts.memory.form, candidates=request.candidates)
         evidence = parts.memory.evidence(queries, found, ranking.ids, candidates=request.candidates)
         for query, line in enumerate(answers):
             for place, label in enumerate(line):
                 label["evidence"] = _shown(evidence, query, place, parts.memory_texts, request.num_evidence)
-    return answers
+    if request.memory is None and parts.ranker is not None:
+        told = parts.ranker.contributions(parts, queries, texts, ranking.ids)
+        for line, features in zip(answers, told, strict=True):
+            for label, feature in zip(line, features, strict=False):
+                label["evidence"]["features"] = feature
 
 
 def nearest(
@@ -188,19 +214,23 @@ def nearest(
     return *parts.memory.rank(found, form, top_k, filters, candidates), found
 
 
-def _rank(parts: Parts, queries: np.ndarray, request: Request) -> tuple[Ranking, Found | None]:
+def _rank(
+    parts: Parts, queries: np.ndarray, texts: Sequence[str], request: Request, filters: np.ndarray = NO_PAIRS
+) -> tuple[Ranking, Found | None]:
     candidates, memory = request.candidates, request.memory
     places = request.top_k if candidates is None else min(request.top_k, len(candidates))
-    fitted = calibrated(parts, memory)
+    if memory is None and parts.ranker is not None:
+        return _ranked(parts, parts.ranker, queries, texts, request, places, filters), None
+    fitted = calibrated(parts, bool(memory))
     if fitted is None:
-        ids, scores, found = nearest(parts, queries, places, memory, candidates)
+        ids, scores, found = nearest(parts, queries, places, bool(memory), candidates, filters)
         ranking = Ranking(ids, scores)
     else:
         # What a score means depends on the best ones among all labels.
-        ids, context, found = nearest(parts, queries, max(places, CONTEXT), memory)
+        ids, context, found = nearest(parts, queries, max(places, CONTEXT), bool(memory), None, filters)
         scores = context
         if candidates is not None:
-            ids, scores, found = nearest(parts, queries, places, memory, candidates)
+            ids, scores, found = nearest(parts, queries, places, bool(memory), candidates, filters)
         ids, scores = ids[:, :places], scores[:, :places]
         ranking = Ranking(ids, scores, fitted.probabilities(scores, context))
     if request.threshold is not None:
@@ -209,6 +239,28 @@ def _rank(parts: Parts, queries: np.ndarray, request: Request) -> tuple[Ranking,
         lengths = longest_prefix(ranking.probabilities, request.min_precision)
         ranking = ranking.keep(np.arange(places) < lengths[:, None])
     return ranking, found
+
+
+def _ranked(
+    parts: Parts,
+    ranker: Ranker,
+    queries: np.ndarray,
+    texts: Sequence[str],
+    request: Request,
+    places: int,
+    filters: np.ndarray,
+) -> Ranking:
+    found = ranker.rank(
+        parts, queries, texts, places, tail=request.tail, candidates=request.candidates, filters=filters
+    )
+    kept, scores = found.ids != MISSING_ID, probability(found.scores).astype(np.float32)
+    if request.threshold is not None:
+        kept &= scores >= request.threshold
+    if request.min_precision is not None:
+        kept &= ranker.promised(found.logits, request.min_precision)
+    order = np.argsort(~kept, axis=1, kind="stable")  # with a tail a label that is not kept may stand before others
+    moved = (np.take_along_axis(part, order, 1) for part in (found.ids, scores, probability(found.logits)))
+    return Ranking(*moved).keep(np.take_along_axis(kept, order, 1))
 
 
 def _shown(evidence: Evidence, query: int, place: int, texts: Sequence[str], count: int) -> dict[str, Any]:
@@ -250,9 +302,11 @@ class RepoParts:
         self.labels = read_labels(files)
         self.steps: list[Step] = read_steps(files)
         shares_vector = all(step.config.get("module_output_name") != "classifier_embedding" for step in self.steps)
-        vectors = self.form.join_labels(*read_halves(files, len(self.labels)), shares_vector)
+        self.embedding, self.classifier = read_halves(files, len(self.labels))
+        vectors = self.form.join_labels(self.embedding, self.classifier, shares_vector)
         self.index = read_index(files, INDEX_FILE, vectors, read_alive(config, len(self.labels)))
         self.memory = None if files(MEMORY_FILE) is None else read_memory(files, MEMORY_FILE, self.index)
+        self.ranker = None if files(RANKER_FILE) is None else read_ranker(files, len(self.labels))
         self.calibration: Calibration | None = None
         if files(CALIBRATION_FILE) is not None:
             self.calibration = Calibration(**read_versioned(files, CALIBRATION_FILE)["calibration"])

@@ -14,6 +14,7 @@ import numpy as np
 
 from .filters_xmc import as_list, is_integer
 from .memory_xmc import Memory
+from .ranker_xmc import Ranker
 from .search_xmc import VectorIndex
 
 DEFAULT_TOP_K = 5
@@ -44,6 +45,14 @@ class Parts(Protocol):
         """Of the L labels; it knows which are removed."""
 
     @property
+    def embedding(self) -> np.ndarray:
+        """(L, De) float32, the labels' text half."""
+
+    @property
+    def classifier(self) -> np.ndarray | None:
+        """(L, Dc) float32, or None."""
+
+    @property
     def memory(self) -> Memory | None:
         """The training rows that vote."""
 
@@ -52,8 +61,12 @@ class Parts(Protocol):
         """Their texts."""
 
     @property
+    def ranker(self) -> Ranker | None:
+        """What orders the labels that they find."""
+
+    @property
     def calibration(self) -> Calibrated | None:
-        """What makes probabilities of scores."""
+        """What makes probabilities of scores, where there is no ranker."""
 
 
 def calibrated(parts: Parts, memory: bool) -> Calibrated | None:
@@ -67,8 +80,9 @@ class Request(NamedTuple):
     top_k: int
     threshold: float | None
     min_precision: float | None
+    tail: float
     candidates: np.ndarray | None
-    memory: bool
+    memory: bool | None
     return_evidence: bool
     num_evidence: int
 
@@ -79,6 +93,7 @@ def checked_request(
     *,
     threshold: float | None = None,
     min_precision: float | None = None,
+    tail: float = 0.0,
     candidates: Iterable[int] | None = None,
     memory: bool | None = None,
     return_evidence: bool = False,
@@ -90,9 +105,13 @@ def checked_request(
         parts: What is asked.
         top_k: Labels of each text, at most the number of labels; None for 5, or all where there are fewer.
         threshold: The least score of a label that is kept; None for any.
-        min_precision: In (0, 1]: keep the longest list whose mean probability reaches this. Needs a calibration.
+        min_precision: In (0, 1], the share of all labels kept that is to be right. With a ranker a promise, kept by
+            those of the first five labels that are likely enough, perhaps by none; with a calibration a wish, for the
+            longest list of a text whose mean probability reaches it.
+        tail: In [0, 1], from the likeliest labels first (0) towards rare ones; needs a ranker.
         candidates: Ids of the only labels to choose from; None for all.
-        memory: Whether training rows vote; None: if there is a memory.
+        memory: True for the votes of training rows, False for the label search alone; None: the ranker, without one
+            the votes, without a memory the search.
         return_evidence: Whether each label comes with the training rows and the label text behind it.
         num_evidence: Training rows shown for a label, those of the largest share.
 
@@ -106,23 +125,43 @@ def checked_request(
         raise ValueError(f"top_k must be an integer, got {top_k!r}")
     if not 1 <= top_k <= num_labels:
         raise ValueError(f"top_k must lie between 1 and the {num_labels} labels, got {top_k!r}")
-    _check_numbers(threshold=threshold, min_precision=min_precision)
+    _check_numbers(threshold=threshold, min_precision=min_precision, tail=tail)
     _check_flags(memory=memory, return_evidence=return_evidence)
     if not is_integer(num_evidence) or num_evidence < 0:
         raise ValueError(f"num_evidence must be an integer of at least 0, got {num_evidence!r}")
-    if parts.memory is None and (memory or return_evidence):
+    if parts.memory is None and (memory or (return_evidence and parts.ranker is None)):
         raise ValueError("this retriever has no memory; make one: remember(texts, truth)")
-    votes = parts.memory is not None if memory is None else bool(memory)
-    if min_precision is not None:
-        if not 0 < min_precision <= 1:
-            raise ValueError(f"min_precision must lie in (0, 1], got {min_precision}")
-        if calibrated(parts, votes) is None:
-            raise ValueError(f"min_precision needs probabilities; make them: calibrate(texts, truth, memory={votes})")
+    votes = _votes(parts, memory)
+    _check_ranked(parts, votes, tail, min_precision)
     chosen = None if candidates is None else parts.index.present(candidates, "candidates")
     if chosen is not None and not len(chosen):
         raise ValueError("candidates is empty: got none; give at least one label id, or None for all labels")
-    asked = threshold, min_precision, chosen, votes, bool(return_evidence), int(num_evidence)
+    asked = threshold, min_precision, float(tail), chosen, votes, bool(return_evidence), int(num_evidence)
     return Request(int(top_k), *asked)
+
+
+def _votes(parts: Parts, memory: bool | None) -> bool | None:
+    """Whether training rows vote; None where a ranker orders."""
+    if memory is not None:
+        return bool(memory)
+    return None if parts.ranker is not None else parts.memory is not None
+
+
+def _check_ranked(parts: Parts, votes: bool | None, tail: float, min_precision: float | None) -> None:
+    """Refuse options that the asked way cannot answer."""
+    if tail is None or not 0 <= tail <= 1:
+        raise ValueError(f"tail must lie in [0, 1], got {tail!r}")
+    if tail and votes is not None:
+        raise ValueError("tail needs a ranker; make one: fit_ranker(texts, truth), and leave memory=None")
+    if min_precision is None:
+        return
+    if not 0 < min_precision <= 1:
+        raise ValueError(f"min_precision must lie in (0, 1], got {min_precision}")
+    if votes is not None and calibrated(parts, votes) is None:
+        raise ValueError(
+            f"min_precision needs probabilities; make them: calibrate(texts, truth, memory={votes}), or "
+            "fit_ranker(texts, truth)"
+        )
 
 
 def check_options(asked: Iterable[str]) -> None:

@@ -65,10 +65,10 @@ class XMCRetrievalPipeline(Pipeline):
     """Predicts labels for texts: ``[{"label": str, "score": float, "label_id": int}, ...]``, best first.
 
     Args of a call: a text or a list of texts; ``batch_size``; ``top_k`` (5), the number of labels; ``threshold``, the
-    least score; ``min_precision``, the expected precision of a text's labels, and ``candidates``, the ids of the only
-    labels to choose from; ``memory``, whether training rows vote (None: if the repo has a memory); and
-    ``return_evidence``, whether each label comes with the training rows and the label text behind it, of which
-    ``num_evidence`` (3) rows.
+    least score; ``min_precision``, the precision of the labels kept; ``tail``, from likely to rare labels, in [0, 1],
+    of a repo with a ranker; ``candidates``, the ids of the only labels to choose from; ``memory``, whether training
+    rows vote (None: if the repo has a memory and no ranker); and ``return_evidence``, whether each label comes with
+    the training rows, of which ``num_evidence`` (3), and the label text behind it.
     """
 
     _load_tokenizer: Any = True
@@ -145,13 +145,13 @@ class XMCRetrievalPipeline(Pipeline):
             checked_request(self.parts, **asked)
         return {}, asked, {}
 
-    def preprocess(self, text: str) -> dict[str, torch.Tensor]:  # type: ignore[override]
-        """One text -> its tokens (1, T)."""
+    def preprocess(self, text: str) -> dict[str, Any]:  # type: ignore[override]
+        """One text -> its tokens (1, T), and itself."""
         (text,) = checked_texts([text])
         tokens = self._tokens(self.prompt + text)
         if not tokens["input_ids"]:  # a text without tokens still needs a place, masked out, for its zero vector
             tokens = {"input_ids": [self.tokenizer.pad_token_id], "attention_mask": [0]}
-        return {key: torch.tensor([value]) for key, value in tokens.items()}
+        return {"text": text} | {key: torch.tensor([value]) for key, value in tokens.items()}
 
     def _tokens(self, text: str) -> dict[str, list[int]]:
         if self.is_static:
@@ -167,12 +167,14 @@ class XMCRetrievalPipeline(Pipeline):
         return len(ids) - (ids[-1] in self.tokenizer.all_special_ids)
 
     def _forward(  # type: ignore[override]
-        self, inputs: dict[str, torch.Tensor], **asked: Any
+        self, inputs: dict[str, Any], **asked: Any
     ) -> dict[str, Any]:
+        texts = inputs.pop("text")
+        texts = [texts] if isinstance(texts, str) else texts
         first, second = self.encode(**inputs)
         halves = first.float().cpu().numpy(), None if second is None else second.float().cpu().numpy()
         request = checked_request(self.parts, **asked)
-        return {"answers": answer(self.parts, self.parts.join(*halves), request)}
+        return {"answers": answer(self.parts, self.parts.join(*halves), texts, request)}
 
     def postprocess(self, outputs: dict[str, Any]) -> list[dict[str, Any]]:  # type: ignore[override]
         """The labels of one text."""

@@ -68,7 +68,7 @@ class Server(ABC):
             texts: A text, or a list, iterator or column of texts.
             top_k: Labels of each text; None for 5, or all where there are fewer.
             batch_size: Texts encoded and searched at once.
-            asked: ``threshold``, ``min_precision``, ``candidates``, ``memory``, ``return_evidence`` and
+            asked: ``threshold``, ``min_precision``, ``tail``, ``candidates``, ``memory``, ``return_evidence`` and
                 ``num_evidence``, as for ``Retriever.predict``.
 
         Raises:
@@ -79,8 +79,9 @@ class Server(ABC):
         request = checked_request(self.parts, top_k, **asked)
         listed, answers = checked_texts(texts), []
         for start in range(0, len(listed), batch_size):
-            halves = self.encode([self.prompt + text for text in listed[start : start + batch_size]])
-            answers += answer(self.parts, self.parts.join(*halves), request)
+            part = listed[start : start + batch_size]
+            halves = self.encode([self.prompt + text for text in part])
+            answers += answer(self.parts, self.parts.join(*halves), part, request)
         return answers[0] if isinstance(texts, str) else answers
 
     @abstractmethod

@@ -11,7 +11,7 @@ from numpy.typing import DTypeLike
 
 from hf_xmc.hub.memory_xmc import Memory, MemoryParts, read_parts
 from hf_xmc.hub.repo_xmc import FAISS_KINDS, INDEX_FILE
-from hf_xmc.hub.search_xmc import StoredRows, VectorIndex, faiss
+from hf_xmc.hub.search_xmc import MAX_EXACT, StoredRows, VectorIndex, faiss
 from hf_xmc.hub.votes_xmc import MemoryForm
 from hf_xmc.index.label_index import KINDS, LabelIndex
 from hf_xmc.memory.files import MEMORY_FILE, write_memory
@@ -35,9 +35,10 @@ class KnowledgeMemory(Memory):
         labels: The label vectors (L, D).
         form: How votes are weighed, None for the defaults.
         dtype: float32, float16 or int8 (with one float32 scale a row); how the rows are kept.
-        kind: How the rows are searched, one of ``hf_xmc.index.KINDS``; None: as the labels are, or "exact" where that
-            is a graph or lists. "exact" keeps a float32 copy of up to 512 MB of rows of another dtype, and decodes
-            more than that block by block. With rows and labels of "pq" a single query measured a sixth of the time.
+        kind: How the rows are searched, one of ``hf_xmc.index.KINDS``; None: "pq" for more than 200,000 rows where
+            FAISS is installed, else as the labels are, or "exact" where that is a graph or lists. "exact" keeps a
+            float32 copy of up to 512 MB of rows of another dtype, and decodes more than that block by block. With
+            rows and labels of "pq" a single query measured a sixth of the time.
 
     Raises:
         ValueError: For shapes that disagree, vectors that are not finite, votes that are not above 0, another dtype or
@@ -68,7 +69,7 @@ class KnowledgeMemory(Memory):
             )
         parts = (truth.indptr, truth.indices, truth.data, truth.shape[1], form or MemoryForm())
         super().__init__(MemoryParts(compress(row_vectors, key_dtype), *parts), labels)
-        self.kind = _kind(kind, labels)
+        self.kind = _kind(kind, labels, len(row_vectors))
 
     def _index_rows(self, alive: np.ndarray) -> VectorIndex:
         return super()._index_rows(alive) if self.kind == "exact" else LabelIndex(self.keys[:], alive, self.kind)
@@ -124,7 +125,7 @@ class KnowledgeMemory(Memory):
             raise ValueError(f"{folder} has no {MEMORY_FILE}; save one with KnowledgeMemory.save")
         memory = cls.__new__(cls)
         Memory.__init__(memory, read_parts(file), labels)
-        memory.kind = _kind(kind, labels)
+        memory.kind = _kind(kind, labels, len(memory))
         if kind is None and index.with_suffix(".json").is_file() and faiss is not None:
             rows = LabelIndex.load(index, memory.keys[:], np.diff(memory.indptr) > 0)
             memory._rows, memory.kind = rows, rows.kind
@@ -165,7 +166,9 @@ def _key_dtype(dtype: DTypeLike) -> np.dtype:
     return found
 
 
-def _kind(kind: str | None, labels: LabelIndex) -> str:
+def _kind(kind: str | None, labels: LabelIndex, num_rows: int) -> str:
+    if kind is None and num_rows > MAX_EXACT and faiss is not None:
+        return "pq"
     if kind is None:
         return "exact" if labels.kind in _SEARCHED_EXACTLY else labels.kind
     if kind not in KINDS:

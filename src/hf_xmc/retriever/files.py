@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import shutil
+import tempfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
@@ -13,7 +14,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from huggingface_hub import snapshot_download
+from huggingface_hub import HfApi, snapshot_download
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 from huggingface_hub.utils import validate_repo_id
 from safetensors import safe_open
@@ -25,6 +26,7 @@ from hf_xmc.encoders.lora import has_lora
 from hf_xmc.encoders.shared_static import SharedStaticEmbedding
 from hf_xmc.hub import PUBLISHED_FILES, pipeline_xmc
 from hf_xmc.hub.answers_xmc import read_texts
+from hf_xmc.hub.ranker_xmc import RANKER_FILE, WORDS_FILE, Ranker, read_ranker
 from hf_xmc.hub.repo_xmc import (
     CALIBRATION_FILE,
     CONFIG_FILE,
@@ -45,11 +47,12 @@ from hf_xmc.hub.whole_xmc import folder_beside, move_into, read_whole, write_man
 from hf_xmc.index.label_index import LabelIndex
 from hf_xmc.memory.knowledge_memory import KnowledgeMemory
 from hf_xmc.metrics.plots import plot_reliability
+from hf_xmc.ranker.files import write_ranker
 from hf_xmc.retriever.calibration import FittedCalibration
 
-MEMORY_FOLDER, RELIABILITY_FILE = "memory", "reliability.png"
+MEMORY_FOLDER, RANKER_FOLDER, RELIABILITY_FILE = "memory", "ranker", "reliability.png"
 # Of these a repo that is saved over may hold one of an earlier retriever; its export answers with other vectors.
-OPTIONAL = (INDEX_FILE, "index.json", MEMORY_FOLDER, CALIBRATION_FILE, RELIABILITY_FILE, "onnx")
+OPTIONAL = (INDEX_FILE, "index.json", MEMORY_FOLDER, RANKER_FOLDER, CALIBRATION_FILE, RELIABILITY_FILE, "onnx")
 _PIPELINES = {"xmc-retrieval": {"impl": "pipeline_xmc.XMCRetrievalPipeline", "pt": ["AutoModel"], "type": "text"}}
 # What must be of one save, beside the weights of the encoder.
 _OF_ONE_SAVE = (
@@ -60,6 +63,8 @@ _OF_ONE_SAVE = (
     "index.json",
     MEMORY_FILE,
     MEMORY_TEXTS_FILE,
+    RANKER_FILE,
+    WORDS_FILE,
     CALIBRATION_FILE,
     "modules.json",
     "tokenizer.json",
@@ -80,6 +85,7 @@ class RetrieverParts:
         memory: The training rows that vote, or None.
         memory_texts: Their texts.
         calibration: What makes probabilities of scores, or None.
+        ranker: What orders the labels found, or None.
 
     Raises:
         ValueError: if texts and vectors differ in number.
@@ -93,11 +99,14 @@ class RetrieverParts:
     memory: KnowledgeMemory | None = None
     memory_texts: Sequence[str] = ()
     calibration: FittedCalibration | None = None
+    ranker: Ranker | None = None
 
     def __post_init__(self) -> None:
         rows = {"label texts": len(self.labels), "label vectors": len(self.embedding), "index rows": len(self.index)}
         if self.classifier is not None:
             rows["classifier rows"] = len(self.classifier)
+        if self.ranker is not None:
+            rows["labels of the ranker"] = len(self.ranker.counts)
         if len(set(rows.values())) > 1:
             raise ValueError(f"texts and vectors must agree in number, got {rows}")
 
@@ -128,6 +137,19 @@ def save_parts(parts: RetrieverParts, path: str | Path) -> None:
         move_into(whole, path, stale)
 
 
+def push_parts(parts: RetrieverParts, repo_id: str, private: bool | None, token: str | None) -> str:
+    """Publish the repo in one commit, without optional files of an earlier retriever; the address of the commit."""
+    api = HfApi(token=token)
+    repo_id = api.create_repo(repo_id, private=private, exist_ok=True).repo_id
+    with tempfile.TemporaryDirectory() as folder:
+        write_parts(parts, Path(folder))
+        stale = [pattern for name in OPTIONAL for pattern in (name, f"{name}/*")]  # those not uploaded here
+        commit = api.upload_folder(
+            repo_id=repo_id, folder_path=folder, commit_message="Push retriever", delete_patterns=stale
+        )
+        return commit.commit_url
+
+
 def write_parts(parts: RetrieverParts, folder: Path) -> None:
     """Write the repo into an empty folder: that of sentence-transformers, with labels, index and pipeline beside."""
     if has_lora(parts.encoder):
@@ -148,19 +170,25 @@ def write_parts(parts: RetrieverParts, folder: Path) -> None:
         vectors["classifier"] = parts.classifier
     save_file({name: np.ascontiguousarray(half) for name, half in vectors.items()}, folder / VECTORS_FILE)
     parts.index.save(folder / INDEX_FILE)
-    if parts.memory is not None:
-        parts.memory.save(folder / MEMORY_FOLDER)
-        _write_json(parts.memory_texts, folder / MEMORY_TEXTS_FILE)
-    if parts.calibration is not None:
-        parts.calibration.save(folder / CALIBRATION_FILE)
-        if find_spec("matplotlib") is not None:
-            plot_reliability(parts.calibration.report, folder / RELIABILITY_FILE)
+    _write_optional(parts, folder)
     config = json.loads((folder / CONFIG_FILE).read_text(encoding="utf8"))
     config["removed_ids"] = np.flatnonzero(~parts.index.alive).tolist()
     (folder / CONFIG_FILE).write_text(json.dumps(config, indent=2), encoding="utf8")
     modules = [row["path"] for row in json.loads((folder / "modules.json").read_text(encoding="utf8"))]
     weights = [f"{path}/model.safetensors".lstrip("/") for path in modules]
     write_manifest(folder, [*_OF_ONE_SAVE, *weights])
+
+
+def _write_optional(parts: RetrieverParts, folder: Path) -> None:
+    if parts.memory is not None:
+        parts.memory.save(folder / MEMORY_FOLDER)
+        _write_json(parts.memory_texts, folder / MEMORY_TEXTS_FILE)
+    if parts.ranker is not None:
+        write_ranker(folder, parts.ranker)
+    if parts.calibration is not None:
+        parts.calibration.save(folder / CALIBRATION_FILE)
+        if find_spec("matplotlib") is not None:
+            plot_reliability(parts.calibration.report, folder / RELIABILITY_FILE)
 
 
 def _write_json(content: Any, file: Path) -> None:
@@ -248,7 +276,8 @@ def _read_parts(files: Folder, device: str | None) -> RetrieverParts:
         texts = read_texts(files, len(memory))
     if (folder / CALIBRATION_FILE).is_file():
         calibration = FittedCalibration.load(folder / CALIBRATION_FILE)
-    return RetrieverParts(encoder, labels, *halves, index, memory, texts, calibration)
+    ranker = read_ranker(files, len(labels)) if (folder / RANKER_FILE).is_file() else None
+    return RetrieverParts(encoder, labels, *halves, index, memory, texts, calibration, ranker)
 
 
 def _read_index(folder: Path, vectors: np.ndarray, alive: np.ndarray) -> LabelIndex:

@@ -19,6 +19,7 @@ from hf_xmc.hub.answers_xmc import Ranking
 from hf_xmc.hub.checks_xmc import checked_source, checked_texts
 from hf_xmc.hub.filters_xmc import is_integer
 from hf_xmc.hub.whole_xmc import clear_left, scratch_name
+from hf_xmc.retriever.files import RetrieverParts
 
 MADE_WITH_FILE = "_predicted_by.json"
 _TEXTS_KEY = b"hf_xmc.texts"
@@ -149,3 +150,18 @@ def _write(file: Path, table: pa.Table) -> None:
         opened.flush()
         os.fsync(opened.fileno())
     os.replace(scratch, file)
+
+
+def fingerprint(parts: RetrieverParts) -> dict[str, Any]:
+    """What decides the answers of a retriever, as digests."""
+    index = parts.index
+    model: list[Any] = [index.vectors, index.alive, repr(parts.encoder.search_form), index.kind]
+    if parts.memory is not None:
+        rows = parts.memory.parts
+        model += [rows.keys.stored, rows.indptr, rows.indices, rows.votes, repr(rows.form)]
+    if parts.ranker is not None:
+        network, promise = parts.ranker.network, parts.ranker.promise
+        model += [network.hidden, network.out, promise.thresholds, parts.ranker.counts]
+    if parts.calibration is not None:
+        model.append(repr(parts.calibration.calibration))
+    return {"model": digest(*model), "labels": digest(*parts.labels)}

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import tempfile
 import threading
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
@@ -12,23 +11,27 @@ from typing import Any
 
 import numpy as np
 import torch
-from huggingface_hub import HfApi
 
 from hf_xmc.encoders.encoder import XMCEncoder
 from hf_xmc.encoders.prompts import encode_options
 from hf_xmc.hub.answers_xmc import Ranking, answer, rank
 from hf_xmc.hub.checks_xmc import checked_request, checked_texts
+from hf_xmc.hub.filters_xmc import NO_PAIRS, checked_pairs
+from hf_xmc.hub.ranker_xmc import Ranker
 from hf_xmc.hub.votes_xmc import MemoryForm
 from hf_xmc.index.label_index import LabelIndex
 from hf_xmc.memory.knowledge_memory import KnowledgeMemory
 from hf_xmc.metrics.inputs import Truth
-from hf_xmc.metrics.reliability import CalibrationReport, base_rates, measure
-from hf_xmc.retriever.calibration import FittedCalibration, cross_fitted_report, fit_calibration, judge_queries
-from hf_xmc.retriever.files import OPTIONAL, RetrieverParts, fetched, read_parts, save_parts, write_parts
-from hf_xmc.retriever.parquet import digest, predict_to_parquet
+from hf_xmc.metrics.reliability import CalibrationReport
+from hf_xmc.ranker.fit import RankerReport
+from hf_xmc.retriever.calibration import FittedCalibration
+from hf_xmc.retriever.files import RetrieverParts, fetched, push_parts, read_parts, save_parts
+from hf_xmc.retriever.parquet import fingerprint, predict_to_parquet
+from hf_xmc.retriever.ranking import calibrate, fit_ranker, reliability, renewed
+from hf_xmc.retriever.vectors import query_vectors, unseen_rows
 
 # Of rank, what is no option of the encoder.
-_OPTIONS = ("threshold", "min_precision", "candidates", "memory")
+_OPTIONS = ("threshold", "min_precision", "tail", "candidates", "memory")
 
 
 def _part(name: str) -> Any:
@@ -61,16 +64,14 @@ class Retriever:
     memory: KnowledgeMemory | None = _part("memory")
     memory_texts: Sequence[str] = _part("memory_texts")
     calibration: FittedCalibration | None = _part("calibration")
+    ranker: Ranker | None = _part("ranker")
 
     def __init__(self, parts: RetrieverParts) -> None:
         self.parts = parts
         self._changes = threading.Lock()
 
-    def __getstate__(self) -> dict[str, Any]:
-        return {"parts": self.parts}
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        self.__init__(**state)  # type: ignore[misc]
+    def __reduce__(self) -> tuple[type[Retriever], tuple[RetrieverParts]]:
+        return Retriever, (self.parts,)
 
     @classmethod
     def build(cls, encoder: XMCEncoder, labels: Sequence[str], *, index: str = "auto", **encode: Any) -> Retriever:
@@ -100,6 +101,7 @@ class Retriever:
         *,
         threshold: float | None = None,
         min_precision: float | None = None,
+        tail: float = 0.0,
         candidates: Iterable[int] | None = None,
         memory: bool | None = None,
         return_evidence: bool = False,
@@ -113,20 +115,25 @@ class Retriever:
             top_k: Labels for each text, at most the number of labels; None for 5, or all where there are fewer.
             threshold: The least score of a label that is kept, None for any. Always the score, also where there are
                 probabilities, so that a calibration changes no answer.
-            min_precision: In (0, 1]: of each text's labels keep the longest list whose mean probability reaches this,
-                perhaps none. Needs :meth:`calibrate`. A memory does not keep wishes near 1 (benchmarks/README.md).
+            min_precision: In (0, 1], the share of all kept labels that is to be right. With a ranker this is promised
+                (:meth:`fit_ranker`), for at most five labels a text, and none is kept, with a warning, where nothing
+                can be promised. With :meth:`calibrate` a text keeps the longest list whose mean probability reaches
+                it; a memory does not keep wishes near 1 (benchmarks/README.md).
+            tail: With a ranker, in [0, 1]: from the likeliest labels first (0) towards rare ones. Scores are of logits
+                with this share of the logarithm of the inverse propensity added; probabilities stay as they are.
             candidates: Ids of the only labels to choose from, for all texts alike; None for all. A text has fewer
                 than top_k labels where there are fewer candidates.
-            memory: Whether training rows vote; None: if there is a memory. Scores are then shares of the vote; labels
-                that got none follow in the order of their label score.
+            memory: True for the votes of training rows, whose scores are shares of the vote, with labels that got none
+                after them in the order of their label score; False for the label search alone; None for the ranker,
+                whose scores are probabilities, without one the votes, and without a memory the search.
             return_evidence: Whether each label comes with the training rows and the label text behind it.
             num_evidence: Training rows shown for a label, those of the largest share.
-            encode: Passed to ``encode`` (batch_size, show_progress_bar, ...).
+            encode: Passed to ``encode``.
 
         Returns:
             N lists of at most top_k ``{"label": str, "score": float, "label_id": int}``, best first, ties by ascending
-            id; once calibrated also ``"probability": float``; with evidence also ``"evidence": {"label": {"score",
-            "share"}, "rows": [{"text", "row", "score", "share"}]}``.
+            id; with a ranker or calibrated also ``"probability"``; with evidence also ``"evidence": {"label":
+            {"score", "share"}, "rows": [{"text", "row", "score", "share"}]}``, of a ranker also ``"features"``.
 
         Raises:
             ValueError: For what is no text, or an option that this retriever cannot answer, with what came and what
@@ -138,19 +145,33 @@ class Retriever:
             top_k,
             threshold=threshold,
             min_precision=min_precision,
+            tail=tail,
             candidates=candidates,
             memory=memory,
             return_evidence=return_evidence,
             num_evidence=num_evidence,
         )
-        return answer(parts, _queries(parts, checked_texts(texts), **encode), request)
+        texts = checked_texts(texts)
+        return answer(parts, query_vectors(parts, texts, **encode), texts, request)
 
-    def rank(self, texts: str | Iterable[str], top_k: int | None = None, **options: Any) -> Ranking:
-        """What :meth:`predict` answers, as arrays of ids and scores; options and errors are the same."""
+    def rank(
+        self,
+        texts: str | Iterable[str],
+        top_k: int | None = None,
+        *,
+        filters: np.ndarray | None = None,
+        **options: Any,
+    ) -> Ranking:
+        """What :meth:`predict` answers, as arrays of ids and scores; options and errors are the same.
+
+        With ``filters`` (n, 2) int64, (row, label id) that are passed over, for example ``data.filters["test"]``.
+        """
         parts = self.parts
         asked = {name: options.pop(name) for name in _OPTIONS if name in options}
         request = checked_request(parts, top_k, **asked)
-        return rank(parts, _queries(parts, checked_texts(texts), **options), request)
+        texts = checked_texts(texts)
+        pairs = NO_PAIRS if filters is None else checked_pairs(filters, len(texts), len(parts.labels), "filters")
+        return rank(parts, query_vectors(parts, texts, **options), texts, request, pairs)
 
     def remember(
         self,
@@ -165,8 +186,7 @@ class Retriever:
         Args:
             texts: N texts, for example ``data.train["text"]``.
             truth: Their labels: (N, L) scipy sparse, for example ``data.to_csr("train")``, or N lists of label ids.
-            form: How votes are weighed, None for the defaults; :func:`hf_xmc.memory.fit_memory` fits one on a
-                held-out part.
+            form: How votes are weighed, None for the defaults. A ranker weighs them itself.
             dtype: float32, float16 or int8, how the rows are kept.
             encode: Passed to ``encode``.
         """
@@ -176,7 +196,7 @@ class Retriever:
         with self._changes:
             keys = self.encoder.key_vectors(texts, **encode)
             memory = KnowledgeMemory(keys, truth, self.index, form or MemoryForm(), dtype=dtype)
-            self.parts = replace(self.parts, memory=memory, memory_texts=texts)
+            self.parts = renewed(replace(self.parts, memory=memory, memory_texts=texts))
 
     # -- labels that come and go --------------------------------------------------------------------------------------
 
@@ -205,14 +225,9 @@ class Retriever:
         with self._changes:
             parts = self.parts
             encoder, classifier, all_rows = parts.encoder, parts.encoder.label_classifier, parts.classifier
-            embedding, rows = encoder.encode_halves(texts, **encode_options(encoder, "document", encode))
+            embedding, rows, free = unseen_rows(encoder, texts, **encode)
             if classifier is not None and rows is not None and parts.classifier is not None:
-                if classifier.residual:
-                    free_row = classifier.rows.weight.detach().float().cpu().mean(0)
-                    classifier.append(free_row.expand(len(texts), -1))
-                    rows = rows + free_row.numpy()
-                else:
-                    classifier.append(torch.from_numpy(rows))
+                classifier.append(torch.from_numpy(rows) if free is None else free.expand(len(texts), -1))
                 all_rows = np.concatenate([parts.classifier, rows])
             index = copy.copy(parts.index)
             ids = index.add(encoder.join_labels(embedding, rows))
@@ -223,6 +238,7 @@ class Retriever:
                 classifier=all_rows,
                 index=index,
                 memory=None if parts.memory is None else parts.memory.with_labels(index),
+                ranker=None if parts.ranker is None else parts.ranker.with_labels(texts),
             )
         return ids
 
@@ -273,26 +289,48 @@ class Retriever:
         request = checked_request(parts, top_k, **asked)
         prompt = encode_options(parts.encoder, "query", predict)["prompt"]
         return predict_to_parquet(
-            lambda part: rank(parts, _queries(parts, part, **predict), request),
+            lambda part: rank(parts, query_vectors(parts, part, **predict), part, request),
             texts,
             Path(folder).expanduser(),
             parts.labels,
-            made_with=self._fingerprint() | request._asdict() | {"prompt": prompt},
+            made_with=fingerprint(parts) | request._asdict() | {"prompt": prompt},
             rows_per_file=rows_per_file,
             show_progress_bar=show_progress_bar,
         )
 
-    def _fingerprint(self) -> dict[str, Any]:
-        """What decides the answers, as digests."""
-        parts = self.parts
-        index = parts.index
-        model: list[Any] = [index.vectors, index.alive, repr(parts.encoder.search_form), index.kind]
-        if parts.memory is not None:
-            rows = parts.memory.parts
-            model += [rows.keys.stored, rows.indptr, rows.indices, rows.votes, repr(rows.form)]
-        if parts.calibration is not None:
-            model.append(repr(parts.calibration.calibration))
-        return {"model": digest(*model), "labels": digest(*parts.labels)}
+    # -- what held-out texts teach ------------------------------------------------------------------------------------
+
+    def fit_ranker(
+        self,
+        texts: Iterable[str],
+        truth: Truth,
+        *,
+        train_truth: Truth | None = None,
+        propensity: tuple[float, float] = (0.55, 1.5),
+        filters: np.ndarray | None = None,
+        hidden: float = 0.1,
+        **encode: Any,
+    ) -> RankerReport:
+        """Learn from held-out texts how everything known about a label makes the probability that it is right.
+
+        Later answers are ranked so. What is known: :data:`hf_xmc.ranker.FEATURES`. The texts must be as hard as those
+        to come, and none of them a training row: the ``test`` of ``data.hold_out(0.1, answerable_only=True)``.
+
+        Args:
+            texts: N held-out texts; some thousands, of which 10,000 are used.
+            truth: Their labels: (N, at most L) scipy sparse, or N lists of label ids.
+            train_truth: Labels of the training rows, for how frequent each is; None: those of the memory.
+            propensity: A and B of the data set, for ``tail``.
+            filters: (n, 2) int64, (row, label id) that are never predicted.
+            hidden: Share of the labels that half of the fit knows by their texts alone, as new ones are known.
+            encode: Passed to ``encode``.
+
+        Returns:
+            What it gains on texts not fitted on, by cross-fitting, and what precision it promises; prints.
+        """
+        learned = (truth, train_truth, propensity, filters, hidden)
+        self.ranker, report = fit_ranker(self.parts, checked_texts(texts), *learned, **encode)
+        return report
 
     # -- calibration --------------------------------------------------------------------------------------------------
 
@@ -323,38 +361,21 @@ class Retriever:
         Raises:
             ValueError: for a truth of other texts or labels, or one without right and wrong predictions.
         """
-        parts = self.parts
-        votes = checked_request(parts, memory=memory).memory
-        texts = checked_texts(texts)
-        if len(texts) < 2:
-            raise ValueError(f"a calibration is fitted on some thousands of texts, at least 2, got {len(texts)}")
-        queries = _queries(parts, texts, **encode)
-        scores, right = judge_queries(parts, queries, truth, votes, filters)
-        report = cross_fitted_report(scores, right)
-        self.calibration = FittedCalibration(fit_calibration(scores, right, votes), base_rates(scores, right), report)
+        self.calibration, report = calibrate(self.parts, checked_texts(texts), truth, memory, filters, **encode)
         return report
 
     def reliability(
         self, texts: Iterable[str], truth: Truth, *, filters: np.ndarray | None = None, **encode: Any
     ) -> CalibrationReport:
         """How well the probabilities fit other texts, for example a test split; arguments as for :meth:`calibrate`."""
-        parts = self.parts
-        if parts.calibration is None:
-            raise ValueError("this retriever has no probabilities; make them: calibrate(texts, truth)")
-        fit = parts.calibration.calibration
-        queries = _queries(parts, checked_texts(texts), **encode)
-        scores, right = judge_queries(parts, queries, truth, fit.memory, filters)
-        return measure(fit.probabilities(scores, scores), scores, right, parts.calibration.base_rates)
+        return reliability(self.parts, checked_texts(texts), truth, filters, **encode)
 
     # -- saving and loading -------------------------------------------------------------------------------------------
 
     def save_pretrained(self, path: str | Path) -> None:
-        """Write the repo: a sentence-transformers folder with labels, index and pipeline beside it.
+        """Write the repo, a sentence-transformers folder with labels, index and pipeline beside it, whole or not.
 
-        It is written in full under another name first, so that a failure leaves no half-written folder.
-
-        Args:
-            path: The folder; files in it that this repo has too are replaced.
+        Files of the folder ``path`` that this repo has too are replaced.
         """
         save_parts(self.parts, path)
 
@@ -374,26 +395,4 @@ class Retriever:
 
     def push_to_hub(self, repo_id: str, *, private: bool | None = None, token: str | None = None) -> str:
         """Publish the repo; the same files as :meth:`save_pretrained`. Returns the address of the commit."""
-        api = HfApi(token=token)
-        repo_id = api.create_repo(repo_id, private=private, exist_ok=True).repo_id
-        with tempfile.TemporaryDirectory() as folder:
-            write_parts(self.parts, Path(folder))
-            stale = [pattern for name in OPTIONAL for pattern in (name, f"{name}/*")]  # those not uploaded here
-            commit = api.upload_folder(
-                repo_id=repo_id, folder_path=folder, commit_message="Push retriever", delete_patterns=stale
-            )
-            return commit.commit_url
-
-
-def _queries(parts: RetrieverParts, texts: list[str], **encode: Any) -> np.ndarray:
-    """(N, D) float32."""
-    if not texts:
-        return np.zeros((0, parts.index.vectors.shape[1]), dtype=np.float32)
-    try:
-        return parts.encoder.query_vectors(texts, **encode)
-    except RuntimeError as error:
-        # A transformer whose tokenizer adds no special tokens cannot run a batch of nothing.
-        blank = next((place for place, text in enumerate(texts) if not text.strip()), None)
-        if blank is None:
-            raise
-        raise ValueError(f"the text at place {blank} is empty, and no token to this encoder; leave it out") from error
+        return push_parts(self.parts, repo_id, private, token)

@@ -12,9 +12,11 @@ from transformers import set_seed
 from hf_xmc.data.dataset import XMCDataset
 from hf_xmc.encoders.encoder import XMCEncoder
 from hf_xmc.evaluation.evaluator import XMCEvaluator
+from hf_xmc.hub.ranker_xmc import Ranker
 from hf_xmc.retriever.retriever import Retriever
 from hf_xmc.runs.config import last_checkpoint, stage_args
-from hf_xmc.runs.memory import MemoryChoice, decide_memory, memory_rows
+from hf_xmc.runs.ranking import fit_held_out, test_lines
+from hf_xmc.runs.record import metrics_table
 from hf_xmc.runs.run import EncoderFields, Run
 from hf_xmc.training.trainer import XMCTrainer
 
@@ -27,9 +29,11 @@ class MethodFields(EncoderFields):
 
     Args:
         refit: Whether the encoder is trained again on every row, with what was chosen on the held-out part.
+        memory: Whether training rows are remembered: they vote beside the labels, and tell the ranker more.
     """
 
     refit: bool = True
+    memory: bool = True
 
 
 Fields = TypeVar("Fields", bound=MethodFields)
@@ -50,6 +54,7 @@ class MethodRun(Run[Fields]):
         super().__init__(settings, recipe, description, argv)
         self.development = self.data
         self.held_out: XMCEvaluator | None = None
+        self.report = ""
         if self.config.hold_out:
             self.development = self.data.hold_out(self.config.hold_out, seed=self.args.seed, answerable_only=True)
             self.held_out = XMCEvaluator(self.development, name="held_out")
@@ -69,30 +74,46 @@ class MethodRun(Run[Fields]):
         with self.record.timed("training"):
             return self._train(make, self.data, "all-rows", None)
 
-    def choose_memory(self, encoder: XMCEncoder) -> MemoryChoice:
-        """How rows and labels vote: fitted on the held-out part, or leave-one-out where there is none."""
-        return decide_memory(encoder, self.development, self.record, held_out=self.held_out is not None)
+    def fit_ranker(self, encoder: XMCEncoder) -> Ranker | None:
+        """What orders the labels, fitted on the held-out part and noted; None where there is none."""
+        if self.held_out is None:
+            self.record.notes.append("ranker: none, as hold_out is 0")
+            return None
+        ranker, self.report = fit_held_out(encoder, self.development, self.config.memory, self.record)
+        return ranker
 
     def test(
-        self, line: str, encoder: XMCEncoder, choice: MemoryChoice | None = None
+        self, line: str, encoder: XMCEncoder, ranker: Ranker | None
     ) -> tuple[Retriever, dict[str, dict[str, float]]]:
-        """Look at the test split, once, for every form at the same time.
+        """Look at the test split, once, for every way of answering at the same time.
 
         Args:
             line: Name of the results of the encoder by itself.
             encoder: Finished.
-            choice: How training rows vote; None where they are not asked.
+            ranker: From :meth:`fit_ranker`.
 
         Returns:
-            The retriever, which remembers the training rows where their votes help, and line of the results ->
-            metrics in [0, 1], "with memory" and "folded" among them where there is such a form.
+            The retriever, which remembers the training rows and ranks so, and line of the results -> metrics in
+            [0, 1], the encoder's own first, those of the published way under the last name without a dial.
         """
         test = XMCEvaluator(self.data, name="test")
         retriever = Retriever.build(encoder, self.data.labels["text"], show_progress_bar=True)
-        table = {line: self.record.test(line, test, test.predict(encoder)[0])}
-        if choice is not None:
-            table |= memory_rows(retriever, test, choice, self.record)
-        return retriever, table
+        return retriever, test_lines(retriever, line, test, ranker, self.config.memory, self.record)
+
+    def finish(self, line: str, method: str, encoder: XMCEncoder, ranker: Ranker | None) -> str:
+        """:meth:`test`, and save the retriever with everything that was measured; the table and what to say of it.
+
+        Args:
+            line: As in :meth:`test`.
+            method: For the title of the card.
+            encoder: Finished.
+            ranker: From :meth:`fit_ranker`.
+        """
+        retriever, table = self.test(line, encoder, ranker)
+        published = next(name for name in ("with ranker", "with memory", line) if name in table)
+        self.save(retriever, table[published], method)
+        shown = f"{self.data.name}, test split, percent\n{metrics_table(table)}"
+        return "\n".join(["", self.report, "", shown, "", self.closing()])
 
     def _train(self, make: MakeModel, part: XMCDataset, stage: str, evaluator: XMCEvaluator | None) -> XMCEncoder:
         set_seed(self.args.seed)  # here: the trainer does it when the rows of a classifier have been drawn

@@ -98,6 +98,7 @@ def write_model_card(
         settings=settings_table(run["config"]),
         head_to_tail=draws,
         reliability=(folder / RELIABILITY).is_file(),
+        ranked=(folder / "ranker").is_dir(),
         held_out=bool(run["config"].get("hold_out")),
         head=100 * published[0].recall,
         tail=100 * published[-1].recall,

@@ -12,8 +12,8 @@ from accelerate import PartialState
 
 from hf_xmc.retriever.retriever import Retriever
 from hf_xmc.runs.config import load_data, read_recipe_config
-from hf_xmc.runs.memory import gain_lines
 from hf_xmc.runs.model_card import METRICS_FILE, write_model_card
+from hf_xmc.runs.ranking import gain_lines
 from hf_xmc.runs.record import RunRecord
 
 _SHIPPED = "lf-gutenberg-science-tiny"
