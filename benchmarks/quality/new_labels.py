@@ -10,7 +10,8 @@ count neither way.
 
 What row a new label gets was chosen on a held-out part of train, with labels withheld that occur there (first table);
 ``add_labels`` does as chosen. The test split is looked at once, with other labels withheld (second table). "before
-training" is the same encoder, with the same vocabulary, whose labels are ranked by text alone.
+training" is the same encoder, with the same vocabulary, whose labels are ranked by text alone. "ranked" is the ranker,
+fitted on the held-out rows and the labels that were not withheld there.
 
 ``--models`` keeps the two trained retrievers and takes those that lie there in place of training (minutes).
 """
@@ -31,6 +32,7 @@ from benchmarks import TITLES
 from benchmarks.quality import preset
 from benchmarks.table import Table, add_output, write
 from hf_xmc.metrics.functional import xmc_metrics
+from hf_xmc.retriever.ranking import renewed
 
 MEASURES = {"P@1": "precision@1", "P@3": "precision@3", "P@5": "precision@5", "R@10": "recall@10"}
 COLUMNS = dict.fromkeys(("", "right new labels"), "") | {"R@10 of new": ".2f"}
@@ -90,15 +92,13 @@ class Split:
         counts = {"new": len(self.wants_new), "old": len(self.wants_old)}
         return Table(title, COLUMNS, ABOUT.format(dropped=len(self.data.train) - len(self.known.train), **counts))
 
-    def judge_old(self, table: Table, name: str, queries: np.ndarray, labels: np.ndarray) -> None:
-        """A line for the old labels alone, with which later lines are compared."""
-        ids, _ = hf_xmc.LabelIndex(labels, kind="exact").search(queries, DEPTH)
+    def judge_old(self, table: Table, name: str, ids: np.ndarray) -> None:
+        """A line for a ranking of the old labels alone, with which later lines are compared."""
         self.base = percent(ids[self.wants_old], self.of_old[self.wants_old])
         table.add(name, "", None, *(f"{value:.2f}" for value in self.base.values()), None)
 
-    def judge(self, table: Table, name: str, queries: np.ndarray, labels: np.ndarray) -> None:
-        """Two lines for old and new labels in one index."""
-        ids, _ = hf_xmc.LabelIndex(labels, kind="exact").search(queries, DEPTH)
+    def judge(self, table: Table, name: str, ids: np.ndarray) -> None:
+        """Two lines for a ranking of old and new labels together."""
         recall = percent(ids[self.wants_new], self.of_new[self.wants_new])["R@10"]
         first = percent(ids, self.truth)["P@1"]
         pairs = self.of_new.tocoo()
@@ -108,6 +108,11 @@ class Split:
         for reading, ranking in (("misses", ids), ("taken out", left)):
             found = percent(ranking[self.wants_old], self.of_old[self.wants_old])
             table.add(name, reading, recall, *(found[key] - self.base[key] for key in found), first)
+
+
+def searched(queries: np.ndarray, labels: np.ndarray) -> np.ndarray:
+    """(N, DEPTH) ids of the nearest labels."""
+    return hf_xmc.LabelIndex(labels, kind="exact").search(queries, DEPTH)[0]
 
 
 def _columns(truth: csr_matrix, wanted: np.ndarray) -> csr_matrix:
@@ -136,30 +141,39 @@ def rows_tried(trained: hf_xmc.Retriever, texts: list[str]) -> dict[str, np.ndar
     }
 
 
-def choose(split: Split, models: Path | None) -> Table:
-    """The rows that were tried, on held-out rows."""
+def choose(split: Split, models: Path | None) -> tuple[Table, hf_xmc.ranker.Ranker]:
+    """The rows that were tried, on held-out rows, and a ranker that is fitted there on the labels that are known."""
     table = split.table(f"Row of a new label, held-out part of {split.data.name}, {split.num_new:,} labels withheld")
     trained = preset.trained(split.known, models and models / "new-labels-held-out")
     queries = trained.encoder.query_vectors(split.texts)
-    split.judge_old(table, "old alone", queries, trained.index.vectors)
+    split.judge_old(table, "old alone", searched(queries, trained.index.vectors))
     for name, rows in rows_tried(trained, split.new_texts).items():
-        split.judge(table, name, queries, np.concatenate([trained.index.vectors, rows]))
-    return table
+        vectors = trained.encoder.join_labels(trained.encoder.encode_halves(split.new_texts)[0], rows)
+        split.judge(table, name, searched(queries, np.concatenate([trained.index.vectors, vectors])))
+    trained.remember(split.known.train["text"], split.known.to_csr("train"))
+    print(trained.fit_ranker(split.texts, split.of_old[:, : len(trained.labels)]))
+    assert trained.ranker is not None
+    return table, trained.ranker
 
 
-def look(split: Split, models: Path | None) -> Table:
-    """What ``add_labels`` does, on the test split."""
+def look(split: Split, models: Path | None, ranker: hf_xmc.ranker.Ranker) -> Table:
+    """What ``add_labels`` does, on the test split, by the label search and by a ranker."""
     table = split.table(f"{split.num_new:,} labels that {split.data.name} never trained on, test split")
     names = split.known.labels["text"][:]
     encoder = preset.start(split.known)
     queries, labels = encoder.query_vectors(split.texts), encoder.label_vectors(names + split.new_texts)
-    split.judge_old(table, "before training, old alone", queries, labels[: len(names)])
-    split.judge(table, "before training", queries, labels)
+    split.judge_old(table, "before training, old alone", searched(queries, labels[: len(names)]))
+    split.judge(table, "before training", searched(queries, labels))
     trained = preset.trained(split.known, models and models / "new-labels-test")
     queries = trained.encoder.query_vectors(split.texts)
-    split.judge_old(table, "trained, old alone", queries, trained.index.vectors)
+    trained.remember(split.known.train["text"], split.known.to_csr("train"))
+    trained.parts = renewed(trained.parts, ranker)
+    ranked = trained.rank(split.texts, DEPTH).ids
+    split.judge_old(table, "trained, old alone", searched(queries, trained.index.vectors))
     trained.add_labels(split.new_texts)
-    split.judge(table, "added", queries, trained.index.vectors)
+    split.judge(table, "added", searched(queries, trained.index.vectors))
+    split.judge_old(table, "ranked, old alone", ranked)
+    split.judge(table, "added, ranked", trained.rank(split.texts, DEPTH).ids)
     return table
 
 
@@ -174,8 +188,8 @@ def main() -> None:
     torch.set_num_threads(1)
     data = preset.load(given.data_dir)
     development = data.hold_out(0.1, seed=preset.SEED, answerable_only=True)
-    chosen = choose(Split(development, given.num_new, given.seeds[0]), given.models)
-    write(given.output, chosen, look(Split(data, given.num_new, given.seeds[1]), given.models))
+    chosen, ranker = choose(Split(development, given.num_new, given.seeds[0]), given.models)
+    write(given.output, chosen, look(Split(data, given.num_new, given.seeds[1]), given.models, ranker))
 
 
 if __name__ == "__main__":

@@ -71,7 +71,7 @@ def bins_of(table: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     widths = np.ones((num_features, NUM_BINS), dtype=np.float32)
     for column in range(num_features):
         values = table[:, column].astype(np.float64)
-        least = max(_LEAST_WIDTH * (values.max() - values.min()), _LEAST_WIDTH / 2)
+        least = max(_LEAST_WIDTH * (values.max() - values.min()), 2 * _LEAST_WIDTH)
         edges: list[float] = []
         for edge in np.quantile(values, np.linspace(0, 1, NUM_BINS + 1)):
             # Values that only rounding tells apart share a bin: doors round differently, and must not answer so.
