@@ -146,16 +146,16 @@ def given(
     return answers
 
 
-def assert_same(ours: np.ndarray, theirs: np.ndarray, where: str) -> None:
-    """Ids in order and scores to 1e-5, labels in any order where their scores are that close."""
+def assert_same(ours: np.ndarray, theirs: np.ndarray, where: str, tolerance: float = 1e-5) -> None:
+    """Ids in order and scores to the tolerance, labels in any order where their scores are that close."""
     assert ours.shape == theirs.shape, where
-    np.testing.assert_allclose(theirs[..., 1], ours[..., 1], rtol=0, atol=1e-5, err_msg=where)
+    np.testing.assert_allclose(theirs[..., 1], ours[..., 1], rtol=0, atol=tolerance, err_msg=where)
     same = ours[..., 0] == theirs[..., 0]
     np.testing.assert_allclose(theirs[same][:, 2], ours[same][:, 2], rtol=0, atol=1e-3, err_msg=where)
     for row, place in np.argwhere(~same):  # equal but for rounding; at the cut one of two may stand outside
         label, score, chance = theirs[row, place]
         found = ours[row][ours[row, :, 0] == label]
-        assert abs((found[0, 1] if len(found) else ours[row, -1, 1]) - ours[row, place, 1]) < 2e-5, where
+        assert abs((found[0, 1] if len(found) else ours[row, -1, 1]) - ours[row, place, 1]) < 2 * tolerance, where
         if len(found):
             np.testing.assert_allclose(chance, found[0, 2], rtol=0, atol=1e-3, err_msg=where)
 
@@ -176,4 +176,6 @@ def test_every_door_gives_the_same_ids_and_scores(
             for call, (_, _, options) in enumerate(ASKED):
                 theirs = given[missing][f"{door} {made.folder} {call}"]
                 assert np.isnan(theirs[0, :, 2]).all() == (options["memory"] not in (votes_are_calibrated, None))
-                assert_same(wanted.expected[call], theirs, f"{door} lacks {missing} {options}")
+                # Vectors of ONNX Runtime differ by 1.5e-7, which a ranker that was fitted on 100 texts multiplies.
+                tolerance = 1e-4 if door == "onnx" and options["memory"] is None else 1e-5
+                assert_same(wanted.expected[call], theirs, f"{door} lacks {missing} {options}", tolerance)
