@@ -160,6 +160,17 @@ def assert_same(ours: np.ndarray, theirs: np.ndarray, where: str, tolerance: flo
             np.testing.assert_allclose(chance, found[0, 2], rtol=0, atol=1e-3, err_msg=where)
 
 
+def assert_nearly_all_same(ours: np.ndarray, theirs: np.ndarray, where: str, tolerance: float) -> None:
+    """Ids and scores of at least 99 of 100 places.
+
+    Fewer bits may pass over a row that is as near as the last one found; a ranker that counts rows then answers
+    otherwise, where votes of rows so far away are too small to tell.
+    """
+    assert ours.shape == theirs.shape, where
+    same = (np.abs(ours[..., 1] - theirs[..., 1]) <= tolerance) & (ours[..., 0] == theirs[..., 0])
+    assert same.mean() >= 0.99, f"{where}: {same.mean()}"
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("votes_are_calibrated", [False, True])
 @pytest.mark.parametrize("encoder", ENCODERS)
@@ -176,6 +187,10 @@ def test_every_door_gives_the_same_ids_and_scores(
             for call, (_, _, options) in enumerate(ASKED):
                 theirs = given[missing][f"{door} {made.folder} {call}"]
                 assert np.isnan(theirs[0, :, 2]).all() == (options["memory"] not in (votes_are_calibrated, None))
+                where = f"{door} lacks {missing} {options}"
                 # Vectors of ONNX Runtime differ by 1.5e-7, which a ranker that was fitted on 100 texts multiplies.
                 tolerance = 1e-4 if door == "onnx" and options["memory"] is None else 1e-5
-                assert_same(wanted.expected[call], theirs, f"{door} lacks {missing} {options}", tolerance)
+                if options["memory"] is None and kind != "exact":
+                    assert_nearly_all_same(wanted.expected[call], theirs, where, tolerance)
+                else:
+                    assert_same(wanted.expected[call], theirs, where, tolerance)
