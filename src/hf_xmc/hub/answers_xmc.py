@@ -85,7 +85,7 @@ class Calibration:
         scores = np.asarray(scores, dtype=np.float64)
         top, mass = facts_of(context, self.scale)
         logits = self.slope * scores + self.top * top + self.mass * mass + self.offset
-        return np.where(np.isfinite(scores), 1 / (1 + np.exp(-np.clip(logits, -700, 700))), 0.0)
+        return np.where(np.isfinite(scores), probability(logits), 0.0)
 
 
 def facts_of(context: np.ndarray, scale: float) -> tuple[np.ndarray, np.ndarray]:
@@ -259,7 +259,7 @@ def _ranked(
     if request.min_precision is not None:
         kept &= ranker.promised(found.logits, request.min_precision)
     order = np.argsort(~kept, axis=1, kind="stable")  # with a tail a label that is not kept may stand before others
-    moved = (np.take_along_axis(part, order, 1) for part in (found.ids, scores, probability(found.logits)))
+    moved = (np.take_along_axis(part, order, 1) for part in (found.ids, scores, found.probabilities))
     return Ranking(*moved).keep(np.take_along_axis(kept, order, 1))
 
 

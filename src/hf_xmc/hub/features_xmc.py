@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from .filters_xmc import MISSING_ID, NO_PAIRS, contains, missing
+from .filters_xmc import MISSING_ID, NO_PAIRS, contains, missing, runs_of
 from .memory_xmc import Memory
 from .search_xmc import VectorIndex
 from .words_xmc import Bags, WordIndex
@@ -208,9 +208,8 @@ def _voters(memory: Memory, found: tuple[np.ndarray, np.ndarray], scale: float, 
     query, place = np.nonzero(there)
     row = ids[query, place]
     sizes = memory.indptr[row + 1] - memory.indptr[row]
-    ends = np.cumsum(sizes)
-    at = np.arange(ends[-1] if len(ends) else 0) + np.repeat(memory.indptr[row] - ends + sizes, sizes)
-    key = np.repeat(query, sizes) * num_labels + memory.indices[at].astype(np.int64)
+    labels = memory.indices[runs_of(memory.indptr[row], sizes)].astype(np.int64)
+    key = np.repeat(query, sizes) * num_labels + labels
     score, weight = (np.repeat(each[query, place], sizes) for each in (scores, weights))
     return _Voters(key, score, weight, scores[:, 0])
 
@@ -240,7 +239,7 @@ def _of_word_rows(voters: _Voters, key: np.ndarray, query: np.ndarray, counts: n
 
 def _of_words(words: WordIndex, bags: Bags, query: np.ndarray, label: np.ndarray) -> dict[str, np.ndarray]:
     cosine, of_label = words.overlap(bags, query, label)
-    label_words, query_words = words.bags.sizes()[label], bags.sizes()[query]
+    label_words, query_words = words.bags.sizes(label), bags.sizes(query)
     return {
         "words": cosine,
         "words behind": cosine - _best(cosine, query, len(bags))[query],
@@ -266,7 +265,7 @@ def _products(sources: Sources, queries: np.ndarray, query: np.ndarray, label: n
 
 
 def _pair_products(queries: np.ndarray, labels: np.ndarray, query: np.ndarray, label: np.ndarray) -> np.ndarray:
-    """(n,) float32, row by row: a query's candidates stand together, so that each block is a product of matrices."""
+    """(n,) float32, the product of each query and label of a pair."""
     out = np.empty(len(query), dtype=np.float32)
     step = max(1, _DIMS_AT_ONCE // max(labels.shape[1], 1))
     for start in range(0, len(query), step):

@@ -92,6 +92,42 @@ def drop_pairs(ids: np.ndarray, scores: np.ndarray, pairs: np.ndarray) -> tuple[
     return ids, scores
 
 
+def checked_filters(filters: Any, num_rows: int, num_labels: int) -> np.ndarray:
+    """What a caller filters, as :func:`checked_pairs`; none for None."""
+    return NO_PAIRS if filters is None else checked_pairs(filters, num_rows, num_labels, "filters")
+
+
+def pairs_within(pairs: np.ndarray | None, rows: slice) -> np.ndarray:
+    """The pairs (n, 2) of some rows, counted from the first of them; none for None."""
+    if pairs is None or not len(pairs):
+        return NO_PAIRS
+    return pairs[(pairs[:, 0] >= rows.start) & (pairs[:, 0] < rows.stop)] - [[rows.start, 0]]
+
+
+def runs_of(starts: np.ndarray, sizes: np.ndarray) -> np.ndarray:
+    """``starts[0], ..., starts[0] + sizes[0] - 1, starts[1], ...``: where some rows of a CSR matrix lie, (sum,)."""
+    ends = np.cumsum(sizes)
+    return np.arange(ends[-1] if len(ends) else 0) + np.repeat(starts - ends + sizes, sizes)
+
+
+def best_of_each(query: np.ndarray, scores: np.ndarray, count: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """The ``count`` entries of the largest score of each query, equal ones in the order given.
+
+    Args:
+        query: (n,) integers, ascending.
+        scores: (n,) floats.
+        count: At least 1.
+
+    Returns:
+        The entries' places in ``query``, their queries, and the place 0 .. count - 1 that each has there, (m,) each.
+    """
+    order = np.lexsort((-scores, query))  # stable
+    query = query[order]
+    column = np.arange(len(query)) - np.searchsorted(query, query)
+    kept = column < count
+    return order[kept], query[kept], column[kept]
+
+
 def contains(keys: np.ndarray, queries: np.ndarray) -> np.ndarray:
     """Which ``queries`` (any shape, int64) occur in ``keys`` (n,) int64, sorted ascending: bool of their shape.
 

@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from .filters_xmc import contains, missing
+from .filters_xmc import contains, missing, pairs_within, runs_of
 from .repo_xmc import INDEX_FILE, Files, check_version, map_tensors, read_index, required
 from .search_xmc import StoredRows, VectorIndex
 from .votes_xmc import (
@@ -160,7 +160,7 @@ class Memory:
         ids, scores = missing(len(found.row_ids), top_k, np.float64)
         allowed = self._allowed(candidates)
         for part in _blocks(len(ids)):
-            here = _pairs_within(filters, part)
+            here = pairs_within(filters, part)
             votes = self._count(found.part(part), form, allowed, here)
             write_best(votes, ids[part], scores[part], len(allowed))
         fill_places(ids, scores, found, form.scale)
@@ -210,7 +210,7 @@ class Memory:
         label_scores[place] = np.einsum("nd,nd->n", vectors, self.labels.vectors[ids[place]])
         allowed, parts = self._allowed(candidates), []
         for part in _blocks(max(len(ids), 1)):
-            votes = self._count(found.part(part), self.form, allowed, _pairs_within(filters, part))
+            votes = self._count(found.part(part), self.form, allowed, pairs_within(filters, part))
             parts.append(collect_evidence(votes, found.part(part), ids[part], label_scores[part], len(allowed)))
         return join_evidence(parts)
 
@@ -222,8 +222,7 @@ class Memory:
         row = found.row_ids[query, place]
         # Only the rows that vote are looked up, so that a mapped file is read where it is needed.
         sizes = self.indptr[row + 1] - self.indptr[row]
-        ends = np.cumsum(sizes)
-        at = np.arange(ends[-1] if len(ends) else 0) + np.repeat(self.indptr[row] - ends + sizes, sizes)
+        at = runs_of(self.indptr[row], sizes)
         of_rows = self.indices[at].astype(np.int64)
         text_query, text_place = np.nonzero(label_weights)
         of_texts = found.label_ids[text_query, text_place]
@@ -317,13 +316,6 @@ def read_memory(files: Files, name: str, labels: VectorIndex) -> Memory:
 
 def _blocks(num_queries: int) -> list[slice]:
     return [slice(start, start + VOTERS_AT_ONCE) for start in range(0, num_queries, VOTERS_AT_ONCE)]
-
-
-def _pairs_within(pairs: np.ndarray | None, queries: slice) -> np.ndarray:
-    """The (query, label id) pairs of some queries, counted from the first of them."""
-    if pairs is None:
-        return np.zeros((0, 2), dtype=np.int64)
-    return pairs[(pairs[:, 0] >= queries.start) & (pairs[:, 0] < queries.stop)] - [[queries.start, 0]]
 
 
 def _own_pairs(own_rows: np.ndarray, num_queries: int, num_rows: int) -> np.ndarray:

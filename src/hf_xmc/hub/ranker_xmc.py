@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from .features_xmc import NEAR_LABELS, Candidates, Sources, Words, find_near, look
-from .filters_xmc import NO_PAIRS, contains, missing
+from .filters_xmc import NO_PAIRS, best_of_each, contains, missing, pairs_within
 from .repo_xmc import Files, check_version, map_tensors, required
 from .words_xmc import Bags, Vocabulary, WordIndex
 
@@ -198,23 +198,21 @@ class Ranker:
         sources, depth = self.sources(parts), max(top_k, NEAR_LABELS)
         rest, _ = parts.index.search(queries, depth, filters=filters)
         near, extra = find_near(sources, queries, labels=rest), None
-        allowed = np.ones(len(parts.index), dtype=bool)
         if candidates is not None:
             rest, _ = parts.index.search(queries, depth, candidates, filters=filters)
-            allowed[:] = False
-            allowed[candidates] = True
-            extra = rest[:, :NEAR_LABELS]
+            extra, chosen = rest[:, :NEAR_LABELS], np.sort(candidates)
         blocks = []
         for start in range(0, max(len(queries), 1), _QUERIES_AT_ONCE):
             part = slice(start, start + _QUERIES_AT_ONCE)
-            here = filters[(filters[:, 0] >= start) & (filters[:, 0] < part.stop)] - [start, 0]
+            here = pairs_within(filters, part)
             others = None if extra is None else extra[part]
             found = look(sources, queries[part], self.bags(texts[part]), near.part(part), here, others)
             logits = self.network.logits(found.table(self.names))
-            kept = allowed[found.label]
-            found, logits = Candidates(found.query[kept], found.label[kept], {}), logits[kept]
+            if candidates is not None:
+                kept = contains(chosen, found.label)
+                found, logits = Candidates(found.query[kept], found.label[kept], {}), logits[kept]
             scores = logits + np.float32(tail) * self.rarity[found.label] if tail else logits
-            blocks.append(_placed(found, scores, logits, rest[part], top_k, len(allowed)))
+            blocks.append(_placed(found, scores, logits, rest[part], top_k, len(parts.index)))
         return Ranked(*(np.concatenate(each) for each in zip(*blocks, strict=True)))
 
     def contributions(
@@ -283,12 +281,9 @@ def _placed(
     num_queries = len(rest)
     ids, placed = missing(num_queries, top_k)
     _, placed_logits = missing(num_queries, top_k)
-    order = np.lexsort((-scores, found.query))  # stable: equal ones keep the ascending labels
-    query, scores, logits = found.query[order], scores[order], logits[order]
-    column = np.arange(len(query)) - np.searchsorted(query, query)
-    kept = column < top_k
-    at = query[kept], column[kept]
-    ids[at], placed[at], placed_logits[at] = found.label[order][kept], scores[kept], logits[kept]
+    kept, query, column = best_of_each(found.query, scores, top_k)  # equal ones keep the ascending labels
+    at = query, column
+    ids[at], placed[at], placed_logits[at] = found.label[kept], scores[kept], logits[kept]
     counts = np.bincount(found.query, minlength=num_queries)
     if (counts < top_k).any():
         key = found.query * num_labels + found.label

@@ -14,9 +14,8 @@ import numpy as np
 from .filters_xmc import (
     MISSING_ID,
     MISSING_SCORE,
-    NO_PAIRS,
+    checked_filters,
     checked_ids,
-    checked_pairs,
     drop_pairs,
     is_integer,
     missing,
@@ -299,7 +298,7 @@ class VectorIndex:
         if not np.isfinite(queries).all():
             row = int(np.flatnonzero(~np.isfinite(queries).all(1))[0])
             raise ValueError(f"the vector of query {row} is not finite; did training diverge, or a half overflow?")
-        pairs = NO_PAIRS if filters is None else checked_pairs(filters, len(queries), len(self), "filters")
+        pairs = checked_filters(filters, len(queries), len(self))
         most = int(np.bincount(pairs[:, 0]).max()) if len(pairs) else 0  # of a row: so much deeper is searched
         found = self._search(queries, top_k + most, candidates)
         ids, scores = drop_pairs(*found, pairs) if len(pairs) else found

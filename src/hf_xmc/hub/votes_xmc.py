@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from .filters_xmc import MISSING_SCORE, drop_pairs
+from .filters_xmc import MISSING_SCORE, best_of_each, drop_pairs
 
 
 @dataclass(frozen=True)
@@ -144,12 +144,8 @@ def write_best(votes: Votes, ids: np.ndarray, scores: np.ndarray, num_labels: in
     first = np.flatnonzero(np.diff(pair, prepend=-1))  # of the votes of one label
     totals = np.add.reduceat(votes.value[order], first) if len(first) else votes.value
     query, label = np.divmod(pair[first], num_labels)
-    order = np.lexsort((-totals, query))  # stable: equal totals keep the ascending labels
-    query, label, totals = query[order], label[order], totals[order]
-    place = np.arange(len(query)) - np.searchsorted(query, query)
-    kept = place < ids.shape[1]
-    ids[query[kept], place[kept]] = label[kept]
-    scores[query[kept], place[kept]] = totals[kept]
+    kept, query, place = best_of_each(query, totals, ids.shape[1])  # equal totals keep the ascending labels
+    ids[query, place], scores[query, place] = label[kept], totals[kept]
 
 
 def fill_places(ids: np.ndarray, scores: np.ndarray, found: Found, scale: float) -> None:

@@ -11,7 +11,7 @@ from functools import cached_property
 
 import numpy as np
 
-from .filters_xmc import MISSING_ID, contains, missing
+from .filters_xmc import MISSING_ID, best_of_each, contains, missing, runs_of
 
 _WORD = re.compile(r"\w+")
 # Texts that are looked at for the words of a query, the rarest words first: frequent ones tell little, and their lists
@@ -81,9 +81,9 @@ class Bags:
         """Number of texts."""
         return len(self.indptr) - 1
 
-    def sizes(self) -> np.ndarray:
-        """(N,) words of each text."""
-        return np.diff(self.indptr)
+    def sizes(self, texts: np.ndarray | None = None) -> np.ndarray:
+        """Words of each text: (N,), or (n,) of some texts (n,)."""
+        return np.diff(self.indptr) if texts is None else self.indptr[texts + 1] - self.indptr[texts]
 
     def rows(self) -> np.ndarray:
         """(nnz,) the text of each word."""
@@ -96,16 +96,12 @@ class Bags:
 
     def of(self, texts: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """The words of some texts (n,): places in ``texts`` and words, both (m,)."""
-        starts = self.indptr[texts]
-        sizes = self.indptr[texts + 1] - starts
-        ends = np.cumsum(sizes)
-        at = np.arange(ends[-1] if len(ends) else 0) + np.repeat(starts - ends + sizes, sizes)
-        return np.repeat(np.arange(len(texts)), sizes), self.words[at]
+        starts, sizes = self.indptr[texts], self.sizes(texts)
+        return np.repeat(np.arange(len(texts)), sizes), self.words[runs_of(starts, sizes)]
 
     def part(self, texts: np.ndarray) -> Bags:
         """Those of some texts (n,)."""
-        sizes = self.indptr[texts + 1] - self.indptr[texts]
-        return Bags(np.concatenate([[0], np.cumsum(sizes)]).astype(np.int64), self.of(texts)[1])
+        return Bags(np.concatenate([[0], np.cumsum(self.sizes(texts))]).astype(np.int64), self.of(texts)[1])
 
     def joined(self, more: Bags) -> Bags:
         """Those of further texts after these."""
@@ -159,10 +155,9 @@ class WordIndex:
         total = np.cumsum(sizes)
         before = np.concatenate([[0], total])[queries.indptr[:-1]]  # of the queries before
         sizes = np.where(total - before[rows] <= MOST_TEXTS, sizes, 0)
-        ends = np.cumsum(sizes)
-        if not len(ends) or not ends[-1]:
+        if not sizes.any():
             return ids, scores
-        at = np.arange(ends[-1]) + np.repeat(starts[words] - ends + sizes, sizes)
+        at = runs_of(starts[words], sizes)
         weights = self.vocabulary.weights[words] ** 2
         key = np.repeat(rows, sizes) * len(self.bags) + texts[at]
         order = np.argsort(key, kind="stable")
@@ -172,11 +167,8 @@ class WordIndex:
         key = key[first]
         query, text = np.divmod(key, len(self.bags))
         cosine = cosine / self.lengths[text] / queries.lengths(self.vocabulary.weights)[query]
-        order = np.lexsort((-cosine, query))  # stable: equal ones keep the ascending texts
-        query, text, cosine = query[order], text[order], cosine[order]
-        column = np.arange(len(query)) - np.searchsorted(query, query)
-        kept = column < count
-        ids[query[kept], column[kept]], scores[query[kept], column[kept]] = text[kept], cosine[kept]
+        kept, query, column = best_of_each(query, cosine, count)  # equal ones keep the ascending texts
+        ids[query, column], scores[query, column] = text[kept], cosine[kept]
         return ids, scores
 
     def overlap(self, queries: Bags, query: np.ndarray, text: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -198,7 +190,7 @@ class WordIndex:
         squares = self.vocabulary.weights[word].astype(np.float64) ** 2
         product = np.bincount(pair, weights=squares, minlength=len(text))
         lengths = queries.lengths(self.vocabulary.weights)[query] * self.lengths[np.maximum(text, 0)]
-        share = np.bincount(pair, minlength=len(text)) / np.maximum(self.bags.sizes()[np.maximum(text, 0)], 1)
+        share = np.bincount(pair, minlength=len(text)) / np.maximum(self.bags.sizes(np.maximum(text, 0)), 1)
         return (product / lengths).astype(np.float32), share.astype(np.float32)
 
     def with_texts(self, texts: Sequence[str]) -> WordIndex:
