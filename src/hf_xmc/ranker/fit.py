@@ -9,7 +9,7 @@ import numpy as np
 import scipy.sparse as sp
 
 from hf_xmc.hub.features_xmc import Sources, Words, find_near, look
-from hf_xmc.hub.filters_xmc import NO_PAIRS, contains
+from hf_xmc.hub.filters_xmc import NO_PAIRS, best_of_each, contains, missing, pairs_within
 from hf_xmc.hub.ranker_xmc import PROMISED, Promise, Propensity, Ranker, probability
 from hf_xmc.hub.words_xmc import Vocabulary, WordIndex
 from hf_xmc.metrics.bootstrap import Interval, bootstrap_differences
@@ -83,11 +83,13 @@ class Shown:
     label: np.ndarray  # (n,) int64
     table: np.ndarray  # (n, F) float32
     right: np.ndarray  # (n,) bool
+    nearest: np.ndarray  # (N, C) int64, the label search of all queries
 
     def part(self, wanted: np.ndarray) -> Shown:
         """Those of the queries that are wanted (N,) bool."""
         kept = wanted[self.query]
-        return Shown(self.names, self.query[kept], self.label[kept], self.table[kept], self.right[kept])
+        query, label, table, right = self.query[kept], self.label[kept], self.table[kept], self.right[kept]
+        return replace(self, query=query, label=label, table=table, right=right)
 
     def without(self, names: Sequence[str]) -> Shown:
         """The same without some features."""
@@ -119,7 +121,7 @@ def fit_ranker(
     Args:
         sources: Of the retriever, whose encoder and memory have not seen the rows.
         hidden: The same without what is known of some labels; None to fit without.
-        queries: (N, D) float32, the held-out rows' joint vectors; N at least 8.
+        queries: (N, D) float32, the held-out rows' joint vectors; N at least 6.
         texts: N texts.
         truth: scipy sparse (N, at most L), the labels of the rows.
         propensity: Of the training rows.
@@ -129,7 +131,9 @@ def fit_ranker(
         ValueError: For too few rows, or where no candidate, or every one, is right.
     """
     if len(queries) < 2 * NUM_FOLDS:
-        raise ValueError(f"a ranker is fitted on some thousands of held-out rows, at least 8, got {len(queries)}")
+        raise ValueError(
+            f"a ranker is fitted on some thousands of held-out rows, at least {2 * NUM_FOLDS}, got {len(queries)}"
+        )
     plain = show(sources, queries, texts, truth, filters)
     if not plain.right.any() or plain.right.all():
         raise ValueError(f"{plain.right.sum()} of {plain.right.size} candidates are right; a ranker needs both kinds")
@@ -147,7 +151,7 @@ def fit_ranker(
         sources.is_row,
         sources.words,
     )
-    return ranker, _report(sources, queries, truth, ranker, ids, scores, right, filters)
+    return ranker, _report(plain.nearest, truth, ranker, ids, scores, right)
 
 
 def show(
@@ -161,14 +165,14 @@ def show(
     bags, parts = sources.words.labels.vocabulary.bags(texts), []
     names: tuple[str, ...] = ()
     for start in range(0, len(queries), QUERIES_AT_ONCE):
-        rows = np.arange(start, min(start + QUERIES_AT_ONCE, len(queries)))
+        rows = slice(start, min(start + QUERIES_AT_ONCE, len(queries)))
         here = pairs_within(filters, rows)
         near = find_near(sources, queries[rows], here)
-        found = look(sources, queries[rows], bags.part(rows), near, here)
+        found = look(sources, queries[rows], bags.part(np.arange(rows.start, rows.stop)), near, here)
         names = tuple(found.features)
-        parts.append((found.query + start, found.label, found.table(names)))
-    query, label, table = (np.concatenate(part) for part in zip(*parts, strict=True))
-    return Shown(names, query, label, table, is_right(truth, query, label))
+        parts.append((found.query + start, found.label, found.table(names), near.labels))
+    query, label, table, nearest = (np.concatenate(part) for part in zip(*parts, strict=True))
+    return Shown(names, query, label, table, is_right(truth, query, label), nearest)
 
 
 def cross_fit(worlds: Sequence[Shown], num_queries: int, bins: tuple[np.ndarray, np.ndarray]) -> np.ndarray:
@@ -193,15 +197,11 @@ def joined(worlds: Sequence[Shown], num_queries: int) -> tuple[np.ndarray, np.nd
 
 def placed(shown: Shown, logits: np.ndarray, num_queries: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """The 100 best candidates: ids (N, 100) int64, logits float32 and whether they are right."""
-    order = np.lexsort((-logits, shown.query))
-    query = shown.query[order]
-    column = np.arange(len(query)) - np.searchsorted(query, query)
-    kept = column < 100
-    at = query[kept], column[kept]
-    ids = np.full((num_queries, 100), -1)
-    scores = np.full((num_queries, 100), -np.inf, dtype=np.float32)
+    kept, query, column = best_of_each(shown.query, logits, 100)
+    ids, scores = missing(num_queries, 100)
     right = np.zeros((num_queries, 100), dtype=bool)
-    ids[at], scores[at], right[at] = shown.label[order][kept], logits[order][kept], shown.right[order][kept]
+    at = query, column
+    ids[at], scores[at], right[at] = shown.label[kept], logits[kept], shown.right[kept]
     return ids, scores, right
 
 
@@ -211,23 +211,20 @@ def is_right(truth: sp.csr_matrix, query: np.ndarray, label: np.ndarray) -> np.n
     return contains(np.sort(pairs.row.astype(np.int64) * width + pairs.col), query * width + label)
 
 
-def pairs_within(filters: np.ndarray, rows: np.ndarray) -> np.ndarray:
-    """The filters of consecutive rows, counted from the first of them."""
-    here = filters[(filters[:, 0] >= rows[0]) & (filters[:, 0] <= rows[-1])]
-    return here - np.array([rows[0], 0])
+def hits(truth: sp.csr_matrix, ids: np.ndarray) -> np.ndarray:
+    """(N, K) bool, which labels ids (N, K) of a ranking are right; a missing place is not."""
+    query = np.repeat(np.arange(len(ids)), ids.shape[1])
+    return is_right(truth, query, ids.ravel()).reshape(ids.shape)
 
 
 def _report(
-    sources: Sources,
-    queries: np.ndarray,
+    base: np.ndarray,
     truth: sp.csr_matrix,
     ranker: Ranker,
     ids: np.ndarray,
     scores: np.ndarray,
     right: np.ndarray,
-    filters: np.ndarray,
 ) -> RankerReport:
-    base, _ = sources.index.search(queries, min(100, sources.index.num_alive), filters=filters)
     weights = np.exp(ranker.rarity.astype(np.float64))
     wide = sp.csr_matrix((truth.data, truth.indices, truth.indptr), shape=(truth.shape[0], len(weights)))
     before, after = (xmc_metrics(each, wide, (1, 5), weights) for each in (base, ids))
@@ -239,7 +236,7 @@ def _report(
     }
     calibration = measure(probability(scores), scores, right, base_rates(scores, right))
     return RankerReport(
-        len(queries),
+        len(ids),
         {name: before[name] for name in shown},
         {name: after[name] for name in shown},
         {name: gains[name] for name in shown},

@@ -5,11 +5,11 @@ from __future__ import annotations
 from dataclasses import replace
 
 import numpy as np
-import scipy.sparse as sp
 
 from hf_xmc.hub.features_xmc import Sources
 from hf_xmc.hub.memory_xmc import Memory, MemoryParts
 from hf_xmc.hub.search_xmc import VectorIndex
+from hf_xmc.hub.words_xmc import WordIndex
 
 
 def hide(sources: Sources, hidden: np.ndarray, fresh: np.ndarray | None, vectors: np.ndarray) -> Sources:
@@ -28,8 +28,7 @@ def hide(sources: Sources, hidden: np.ndarray, fresh: np.ndarray | None, vectors
     if memory is not None:
         memory = _without(memory, hidden)
         if words.rows is not None:
-            rows = words.rows.with_vocabulary(words.rows.vocabulary)
-            rows.found = np.diff(memory.indptr) > 0
+            rows = WordIndex(words.rows.vocabulary, words.rows.bags, np.diff(memory.indptr) > 0)
             words = words._replace(rows=rows)
     return replace(
         sources,
@@ -49,10 +48,3 @@ def _without(memory: Memory, hidden: np.ndarray) -> Memory:
     parts = MemoryParts(memory.keys, indptr, memory.indices[kept], memory.votes[kept], memory.num_labels, memory.form)
     rows = VectorIndex(memory.rows.vectors, np.diff(indptr) > 0, memory.rows.build())
     return Memory(parts, memory.labels, rows)
-
-
-def training_counts(truth: sp.csr_matrix, num_labels: int) -> np.ndarray:
-    """(L,) int64, training rows of each label, those after the truth's columns without any."""
-    counts = np.zeros(num_labels, dtype=np.int64)
-    counts[: truth.shape[1]] = np.diff(truth.tocsc().indptr)
-    return counts

@@ -8,19 +8,42 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from scipy.sparse import csr_matrix
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import log_loss
 from sklearn.model_selection import KFold
 
-from hf_xmc.hub.answers_xmc import CONTEXT, Calibration, facts_of, nearest
-from hf_xmc.hub.checks_xmc import Parts
-from hf_xmc.hub.filters_xmc import MISSING_ID
+from hf_xmc.hub.answers_xmc import CONTEXT, Calibration, Ranking, facts_of, nearest, rank
+from hf_xmc.hub.checks_xmc import Parts, checked_request
+from hf_xmc.hub.filters_xmc import checked_filters
 from hf_xmc.hub.repo_xmc import FORMAT_VERSION, check_version
 from hf_xmc.memory.knowledge_memory import as_votes
 from hf_xmc.metrics.inputs import Truth
 from hf_xmc.metrics.reliability import CUTS, CalibrationReport, Reliability, ReliabilityBin, base_rates, measure
+from hf_xmc.ranker.fit import hits
 
 _SCALES = (1.0, 2.0, 4.0, 8.0, 16.0)
+
+
+def reliability(parts: Parts, queries: np.ndarray, texts: list[str], truth: Truth, filters: Any) -> CalibrationReport:
+    """See :meth:`hf_xmc.Retriever.reliability`; queries (N, D) are the vectors of the texts."""
+    if parts.ranker is not None:
+        wanted = checked_truth(truth, len(texts), len(parts.labels))
+        request = checked_request(parts, min(max(CUTS), parts.index.num_alive))
+        pairs = checked_filters(filters, len(texts), len(parts.labels))
+        return measure_ranking(rank(parts, queries, texts, request, pairs), wanted)
+    if not isinstance(parts.calibration, FittedCalibration):
+        raise ValueError("this retriever has no probabilities; make them: fit_ranker(texts, truth)")
+    fit = parts.calibration.calibration
+    scores, right = judge_queries(parts, queries, truth, fit.memory, filters)
+    return measure(fit.probabilities(scores, scores), scores, right, parts.calibration.base_rates)
+
+
+def measure_ranking(ranking: Ranking, truth: csr_matrix) -> CalibrationReport:
+    """How well the probabilities of a ranking fit its truth (N, at most L)."""
+    right = hits(truth, ranking.ids)
+    assert ranking.probabilities is not None
+    return measure(ranking.probabilities, ranking.scores, right, base_rates(ranking.scores, right))
 
 
 def fit_calibration(scores: np.ndarray, right: np.ndarray, memory: bool = False) -> Calibration:
@@ -81,6 +104,35 @@ def cross_fitted_report(scores: np.ndarray, right: np.ndarray, num_folds: int = 
     return measure(probabilities, scores, right, base_rates(scores, right))
 
 
+def calibrate(
+    parts: Parts, queries: np.ndarray, truth: Truth, memory: bool | None, filters: np.ndarray | None
+) -> tuple[FittedCalibration, CalibrationReport]:
+    """See :meth:`hf_xmc.Retriever.calibrate`; queries (N, D) are vectors."""
+    if parts.ranker is not None and memory is None:
+        raise ValueError("the ranker has probabilities; for those of plain scores say which: memory=True or False")
+    votes = bool(checked_request(parts, memory=memory).memory)
+    if len(queries) < 2:
+        raise ValueError(f"a calibration is fitted on some thousands of texts, at least 2, got {len(queries)}")
+    scores, right = judge_queries(parts, queries, truth, votes, filters)
+    report = cross_fitted_report(scores, right)
+    return FittedCalibration(fit_calibration(scores, right, votes), base_rates(scores, right), report), report
+
+
+def checked_truth(truth: Truth, num_texts: int, num_labels: int) -> csr_matrix:
+    """The labels of held-out texts as CSR (N, at most L).
+
+    Raises:
+        ValueError: For a truth of other texts or labels, or without any text.
+    """
+    votes = as_votes(truth, num_labels)
+    if votes.shape[0] != num_texts or votes.shape[1] > num_labels or not num_texts:
+        raise ValueError(
+            f"truth must have shape ({num_texts}, at most {num_labels}) for {num_texts} texts and {num_labels} "
+            f"labels, at least one each, got {votes.shape}"
+        )
+    return votes
+
+
 def judge_queries(
     parts: Parts, queries: np.ndarray, truth: Truth, memory: bool, filters: np.ndarray | None
 ) -> tuple[np.ndarray, np.ndarray]:
@@ -89,18 +141,9 @@ def judge_queries(
     Raises:
         ValueError: For a truth of other queries or labels, or without any query.
     """
-    num_labels = len(parts.labels)
-    truth = as_votes(truth, num_labels)
-    if truth.shape[0] != len(queries) or truth.shape[1] > num_labels or not len(queries):
-        raise ValueError(
-            f"truth must have shape ({len(queries)}, at most {num_labels}) for {len(queries)} texts and "
-            f"{num_labels} labels, at least one each, got {truth.shape}"
-        )
+    wanted = checked_truth(truth, len(queries), len(parts.labels))
     ids, scores, _ = nearest(parts, queries, CONTEXT, memory, filters=filters)
-    wanted = truth.tocoo()
-    known = wanted.row.astype(np.int64) * num_labels + wanted.col
-    found = np.arange(len(ids))[:, None] * num_labels + ids
-    return scores, np.isin(found, known) & (ids != MISSING_ID)
+    return scores, hits(wanted, ids)
 
 
 # -- saving and loading -----------------------------------------------------------------------------------------------

@@ -1,4 +1,4 @@
-"""What held-out texts teach a retriever: a ranker, which is carried over to other training rows, or a calibration."""
+"""The ranker of a retriever: fitted on held-out texts, and carried over to other training rows."""
 
 from __future__ import annotations
 
@@ -8,17 +8,15 @@ from typing import Any
 import numpy as np
 import scipy.sparse as sp
 
-from hf_xmc.hub.checks_xmc import checked_request
 from hf_xmc.hub.features_xmc import Sources
-from hf_xmc.hub.filters_xmc import NO_PAIRS, checked_pairs
-from hf_xmc.hub.ranker_xmc import Propensity, Ranker, probability
+from hf_xmc.hub.filters_xmc import checked_filters
+from hf_xmc.hub.ranker_xmc import Propensity, Ranker
 from hf_xmc.memory.knowledge_memory import as_votes
 from hf_xmc.metrics.inputs import Truth
-from hf_xmc.metrics.reliability import CUTS, CalibrationReport, base_rates, measure
-from hf_xmc.ranker.fit import MOST_QUERIES, RankerReport, is_right, make_words
+from hf_xmc.ranker.fit import MOST_QUERIES, RankerReport, make_words
 from hf_xmc.ranker.fit import fit_ranker as fit
-from hf_xmc.ranker.hidden import hide, training_counts
-from hf_xmc.retriever.calibration import FittedCalibration, cross_fitted_report, fit_calibration, judge_queries
+from hf_xmc.ranker.hidden import hide
+from hf_xmc.retriever.calibration import checked_truth
 from hf_xmc.retriever.files import RetrieverParts
 from hf_xmc.retriever.vectors import query_vectors, unseen_rows
 
@@ -45,13 +43,8 @@ def fit_ranker(
         raise ValueError(
             "how frequent is each label? give train_truth=data.to_csr('train'), or remember(texts, truth) first"
         )
-    wanted = as_votes(truth, num_labels)
-    if wanted.shape[0] != len(texts) or wanted.shape[1] > num_labels:
-        raise ValueError(
-            f"truth must have shape ({len(texts)}, at most {num_labels}) for {len(texts)} texts and {num_labels} "
-            f"labels, got {wanted.shape}"
-        )
-    pairs = NO_PAIRS if filters is None else checked_pairs(filters, len(texts), num_labels, "filters")
+    wanted = checked_truth(truth, len(texts), num_labels)
+    pairs = checked_filters(filters, len(texts), num_labels)
     if len(texts) > MOST_QUERIES:
         drawn = np.sort(np.random.default_rng(0).choice(len(texts), MOST_QUERIES, replace=False))
         texts, wanted, pairs = [texts[row] for row in drawn], wanted[drawn], _pairs_of(pairs, drawn, len(texts))
@@ -61,46 +54,6 @@ def fit_ranker(
     return fit(sources, hidden_sources(parts, sources, hidden), queries, texts, wanted, about, pairs)
 
 
-def calibrate(
-    parts: RetrieverParts,
-    texts: list[str],
-    truth: Truth,
-    memory: bool | None,
-    filters: np.ndarray | None,
-    **encode: Any,
-) -> tuple[FittedCalibration, CalibrationReport]:
-    """See :meth:`hf_xmc.Retriever.calibrate`."""
-    if parts.ranker is not None and memory is None:
-        raise ValueError("the ranker has probabilities; for those of plain scores say which: memory=True or False")
-    votes = bool(checked_request(parts, memory=memory).memory)
-    if len(texts) < 2:
-        raise ValueError(f"a calibration is fitted on some thousands of texts, at least 2, got {len(texts)}")
-    queries = query_vectors(parts, texts, **encode)
-    scores, right = judge_queries(parts, queries, truth, votes, filters)
-    report = cross_fitted_report(scores, right)
-    return FittedCalibration(fit_calibration(scores, right, votes), base_rates(scores, right), report), report
-
-
-def reliability(
-    parts: RetrieverParts, texts: list[str], truth: Truth, filters: np.ndarray | None, **encode: Any
-) -> CalibrationReport:
-    """See :meth:`hf_xmc.Retriever.reliability`."""
-    queries = query_vectors(parts, texts, **encode)
-    if parts.ranker is not None:
-        wanted, pairs = as_votes(truth, len(parts.labels)), NO_PAIRS
-        if filters is not None:
-            pairs = checked_pairs(filters, len(texts), len(parts.labels), "filters")
-        found = parts.ranker.rank(parts, queries, texts, max(CUTS), filters=pairs)
-        query = np.repeat(np.arange(len(texts)), max(CUTS))
-        right = is_right(wanted, query, found.ids.ravel()).reshape(found.ids.shape)
-        return measure(probability(found.logits), found.scores, right, base_rates(found.scores, right))
-    if parts.calibration is None:
-        raise ValueError("this retriever has no probabilities; make them: fit_ranker(texts, truth)")
-    fit = parts.calibration.calibration
-    scores, right = judge_queries(parts, queries, truth, fit.memory, filters)
-    return measure(fit.probabilities(scores, scores), scores, right, parts.calibration.base_rates)
-
-
 def make_sources(parts: RetrieverParts, train_truth: sp.csr_matrix) -> Sources:
     """What is known of labels, from a retriever and the training rows' labels (N, at most L)."""
     rows, num_labels = parts.memory_texts, len(parts.labels)
@@ -108,7 +61,7 @@ def make_sources(parts: RetrieverParts, train_truth: sp.csr_matrix) -> Sources:
     texts = set(rows)
     is_row = np.fromiter((label in texts for label in parts.labels), dtype=bool, count=num_labels)
     words = make_words(parts.labels, rows, has_label)
-    counts = training_counts(train_truth, num_labels)
+    counts = np.bincount(train_truth.indices, minlength=num_labels)
     return Sources(parts.index, parts.embedding, parts.classifier, counts, is_row, words, parts.memory)
 
 

@@ -16,7 +16,7 @@ from hf_xmc.encoders.encoder import XMCEncoder
 from hf_xmc.encoders.prompts import encode_options
 from hf_xmc.hub.answers_xmc import Ranking, answer, rank
 from hf_xmc.hub.checks_xmc import checked_request, checked_texts
-from hf_xmc.hub.filters_xmc import NO_PAIRS, checked_pairs
+from hf_xmc.hub.filters_xmc import checked_filters
 from hf_xmc.hub.ranker_xmc import Ranker
 from hf_xmc.hub.votes_xmc import MemoryForm
 from hf_xmc.index.label_index import LabelIndex
@@ -24,10 +24,10 @@ from hf_xmc.memory.knowledge_memory import KnowledgeMemory
 from hf_xmc.metrics.inputs import Truth
 from hf_xmc.metrics.reliability import CalibrationReport
 from hf_xmc.ranker.fit import RankerReport
-from hf_xmc.retriever.calibration import FittedCalibration
+from hf_xmc.retriever.calibration import FittedCalibration, calibrate, reliability
 from hf_xmc.retriever.files import RetrieverParts, fetched, push_parts, read_parts, save_parts
 from hf_xmc.retriever.parquet import fingerprint, predict_to_parquet
-from hf_xmc.retriever.ranking import calibrate, fit_ranker, reliability, renewed
+from hf_xmc.retriever.ranking import fit_ranker, renewed
 from hf_xmc.retriever.vectors import query_vectors, unseen_rows
 
 # Of rank, what is no option of the encoder.
@@ -170,7 +170,7 @@ class Retriever:
         asked = {name: options.pop(name) for name in _OPTIONS if name in options}
         request = checked_request(parts, top_k, **asked)
         texts = checked_texts(texts)
-        pairs = NO_PAIRS if filters is None else checked_pairs(filters, len(texts), len(parts.labels), "filters")
+        pairs = checked_filters(filters, len(texts), len(parts.labels))
         return rank(parts, query_vectors(parts, texts, **options), texts, request, pairs)
 
     def remember(
@@ -361,14 +361,16 @@ class Retriever:
         Raises:
             ValueError: for a truth of other texts or labels, or one without right and wrong predictions.
         """
-        self.calibration, report = calibrate(self.parts, checked_texts(texts), truth, memory, filters, **encode)
+        queries = query_vectors(self.parts, checked_texts(texts), **encode)
+        self.calibration, report = calibrate(self.parts, queries, truth, memory, filters)
         return report
 
     def reliability(
         self, texts: Iterable[str], truth: Truth, *, filters: np.ndarray | None = None, **encode: Any
     ) -> CalibrationReport:
         """How well the probabilities fit other texts, for example a test split; arguments as for :meth:`calibrate`."""
-        return reliability(self.parts, checked_texts(texts), truth, filters, **encode)
+        parts, texts = self.parts, checked_texts(texts)
+        return reliability(parts, query_vectors(parts, texts, **encode), texts, truth, filters)
 
     # -- saving and loading -------------------------------------------------------------------------------------------
 

@@ -11,6 +11,7 @@ from hf_xmc.data.dataset import XMCDataset
 from hf_xmc.encoders.encoder import XMCEncoder
 from hf_xmc.evaluation.evaluator import RECALL_CUTS, XMCEvaluator
 from hf_xmc.hub.ranker_xmc import Ranker
+from hf_xmc.retriever.calibration import measure_ranking
 from hf_xmc.retriever.ranking import renewed
 from hf_xmc.retriever.retriever import Retriever
 from hf_xmc.runs.record import RunRecord
@@ -87,17 +88,18 @@ def test_lines(
     if ranker is not None:
         ways |= {"with ranker": {}, f"with ranker, tail {TAIL}": {"tail": TAIL}}
     texts, filters = data.test["text"][:], data.filters["test"]
-    rankings = {
-        name: retriever.rank(texts, min(max(RECALL_CUTS), data.num_labels), filters=filters, **options).ids
+    found = {
+        name: retriever.rank(texts, min(max(RECALL_CUTS), data.num_labels), filters=filters, **options)
         for name, options in ways.items()
     }
+    rankings = {name: ranking.ids for name, ranking in found.items()}
     for name, ids in rankings.items():
         record.costs[name] = {"ms_per_query": _milliseconds(partial(retriever.rank, **ways[name]), texts)}
         if name != line:
             gains = test.intervals(ids, rankings[line])
             record.gains[name] = {key: [gain.value, gain.low, gain.high] for key, gain in gains.items()}
     if ranker is not None:
-        report = retriever.reliability(texts, data.to_csr("test"), filters=filters)
+        report = measure_ranking(found["with ranker"], data.to_csr("test"))
         errors = ", ".join(f"top-{part.k} {part.error:.3f}" for part in report.parts)
         record.notes.append(f"test split: expected calibration error {errors}")
     return {name: record.test(name, test, ids) for name, ids in rankings.items()}
